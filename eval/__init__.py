@@ -1,0 +1,1 @@
+"""Measuring: metrics, classical codecs, sweeps, reports, benchmarks."""

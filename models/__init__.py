@@ -1,0 +1,1 @@
+"""The codecs: one file per paper, and what makes them file formats."""

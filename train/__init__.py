@@ -1,0 +1,1 @@
+"""Training: data, fitting, and the door to other runtimes."""

@@ -1,0 +1,1 @@
+"""Keras layers with no opinion about any model."""
