@@ -1,0 +1,181 @@
+"""ELIC: unevenly grouped space-channel contextual adaptive coding.
+
+He, Yang, Peng, Ma, Qin, Wang: "ELIC: Efficient Learned Image Compression with Unevenly Grouped Space-Channel Contextual
+Adaptive Coding", CVPR 2022, https://arxiv.org/abs/2203.10886
+
+    images ──► analysis ──► y ──► hyper-analysis ──► z ──► z_hat ──► hyper-synthesis ──► hyper features
+                            │                                                                │
+                            ▼              for each group k of the channels of y:            ▼
+                            y_k ──► anchors     ◄── parameters_k(hyper, channel context_k(y_hat of groups < k), 0)
+                                ──► non-anchors ◄── parameters_k(hyper, channel context_k, spatial context_k(anchors))
+                                          │
+                                          ▼
+    images ◄── synthesis ◄────────────── y_hat
+
+Ten passes for the whole picture, each parallel over its positions and channels. The first groups are small and hold
+most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from models.codec import Codec
+from models.latents import SCALES
+from models.registry import register
+from transforms import checkerboard
+from transforms import elic as transforms
+from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of the architecture (paper, section 4.1 and Fig. 3; entropy networks as in CompressAI).
+
+    widths: channels of the transforms at 1/2, 1/4 and 1/8 of the resolution (N in the paper, the same everywhere).
+    groups: channels of the latent's groups; their sum is M.
+    hyper_channels: channels of the hyper-latent z.
+    hyper_widths: hidden channels of the hyper-synthesis.
+    context_widths: hidden channels of the channel-context networks.
+    parameter_width: least hidden width of the parameter networks, which otherwise narrow on a straight line from their
+      input to their output.
+    """
+
+    widths: tuple[int, int, int] = (192, 192, 192)
+    groups: tuple[int, ...] = (16, 16, 32, 64, 192)
+    hyper_channels: int = 192
+    hyper_widths: tuple[int, int] = (192, 288)
+    context_widths: tuple[int, int] = (224, 128)
+    parameter_width: int = 384
+
+    @property
+    def latents(self) -> int:
+        """M, the channels of y."""
+        return sum(self.groups)
+
+
+PRESETS = {
+    "base": Config(),
+    "small": Config(
+        widths=(48, 64, 96),
+        groups=(8, 8, 16, 32, 96),
+        hyper_channels=64,
+        hyper_widths=(64, 96),
+        context_widths=(64, 48),
+        parameter_width=96,
+    ),
+}
+
+
+@register("elic", model_id=1, config=Config, presets=PRESETS)
+class ELIC(Codec):
+    """ELIC on the zoo's contract; see `Codec`."""
+
+    # Latents at 1/16; an even number of columns for the checkerboard. The hyper-latent's factor 4 is padded inside.
+    stride = (16, 32)
+
+    def __init__(self, config: Config = PRESETS["base"], **kwargs):
+        super().__init__(config, **kwargs)
+        c = config
+        self.analysis = transforms.analysis(c.widths, c.latents)
+        self.synthesis = transforms.synthesis(c.widths, c.latents)
+        self.hyper_analysis = transforms.hyper_analysis(c.hyper_channels)
+        self.hyper_synthesis = EntropyNet(
+            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(2 * c.latents, 3)],
+            name="hyper_synthesis",
+        )
+        self.hyper_input = LatentInput(c.hyper_channels, name="hyper_input")
+        self.latent_inputs = [LatentInput(g, name=f"latent_input{k}") for k, g in enumerate(c.groups)]
+        # The first group has no channels before it.
+        self.channel_contexts = [None] + [
+            EntropyNet([*(Conv(w, 5) for w in c.context_widths), Conv(2 * g, 5)], name=f"channel_context{k}")
+            for k, g in enumerate(c.groups)
+            if k
+        ]
+        self.spatial_contexts = [
+            EntropyNet([Conv(2 * g, masked=True)], name=f"spatial_context{k}") for k, g in enumerate(c.groups)
+        ]
+        self.parameters = [
+            EntropyNet(
+                [Conv(w) for w in self._parameter_widths(k)],
+                output=Output.PARAMETERS,
+                output_gain=SCALES.row_gain,
+                output_bias=SCALES.row_bias,
+                rows=SCALES.rows,
+                name=f"parameters{k}",
+            )
+            for k in range(len(c.groups))
+        ]
+
+    def _parameter_widths(self, k: int) -> list[int]:
+        """Three 1x1 convolutions, on a straight line from input to output width, not below `parameter_width`."""
+        end = 2 * self.config.groups[k]
+        start = 2 * self.config.latents + (2 if k else 1) * end
+        ramp = [round((start + (end - start) * n / 3) / 16) * 16 for n in (1, 2)]
+        return [*(max(self.config.parameter_width, w) for w in ramp), end]
+
+    def prior_channels(self) -> int:
+        return self.config.hyper_channels
+
+    def transmit(self, coder, images=None, shape=None, groups: int | None = None):
+        """Walks z and the groups of y in coding order; see `Codec.transmit`.
+
+        groups: when decoding, stop after this many groups; the others stay at their predicted means.
+        """
+        y = z = None
+        if images is not None:
+            y = tf.cast(self.analysis(self.normalise(images)), tf.float32)
+            shape = tf.shape(images)[:3]
+            z = self.hyper_analysis(_pad_to_four(y))
+        rows, columns = shape[1] // 16, shape[2] // 16
+        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.hyper_channels]
+        z_hat = coder.factorized("z", z, SCALES.rows, z_shape)
+        hyper = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
+        hyper = spatially(lambda x: x[:, :rows, :columns], hyper)
+        halves = spatially(checkerboard.split, hyper)
+        # The latent of each group at anchors and non-anchors, [B, rows, columns / 2, C_k].
+        sent = [None] * len(self.config.groups)
+        if y is not None:
+            anchors, non_anchors = (tf.split(half, self.config.groups, -1) for half in checkerboard.split(y))
+            sent = list(zip(anchors, non_anchors))
+        decoded, context_inputs = [], []
+        for k, latent in enumerate(sent):
+            features = [[half] for half in halves]
+            if k:
+                context = spatially(checkerboard.split, self.channel_contexts[k].run(concat(context_inputs)))
+                for half, part in zip(features, context):
+                    half.append(part)
+            read = groups is None or k < groups
+            y_hat = self._transmit_group(coder, k, features, latent, read)
+            decoded.append(y_hat)
+            context_inputs.append(self.latent_inputs[k].run(y_hat, coder.exact))
+        return tf.concat(decoded, -1)
+
+    def _transmit_group(self, coder, k: int, features, latent, read: bool) -> tf.Tensor:
+        """Anchors, then non-anchors of group k: y_hat [B, rows, columns, C_k]."""
+        anchors, non_anchors = latent or (None, None)
+        code = coder.gaussian if read else lambda name, latent, parameters: tf.split(parameters.value, 2, -1)[0]
+        silent = zeros(features[0][0], 2 * self.config.groups[k])
+        anchors_hat = code("y", anchors, self.parameters[k].run(concat([*features[0], silent])))
+        spatial = self.spatial_contexts[k].run(self.latent_inputs[k].run(anchors_hat, coder.exact))
+        non_anchors_hat = code("y", non_anchors, self.parameters[k].run(concat([*features[1], spatial])))
+        return checkerboard.merge(anchors_hat, non_anchors_hat)
+
+    def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
+        return self.denormalise(self.synthesis(latents))
+
+
+def _pad_to_four(y: tf.Tensor) -> tf.Tensor:
+    """Repeats the last row and column of [B, H, W, C] until H and W are multiples of 4."""
+    height, width = tf.shape(y)[1], tf.shape(y)[2]
+    y = tf.gather(y, tf.minimum(tf.range(-(-height // 4) * 4), height - 1), axis=1)
+    return tf.gather(y, tf.minimum(tf.range(-(-width // 4) * 4), width - 1), axis=2)
+
+
+if __name__ == "__main__":
+    from models.cli import main
+
+    main("elic")

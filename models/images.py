@@ -1,0 +1,385 @@
+"""Pictures in and out of files, and the names of those files.
+
+Everything that is read becomes what a viewer would show, as 8-bit RGB; everything that is written appears
+complete or not at all. No TensorFlow here: the command line refuses a bad picture before it pays for that
+import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import io
+import os
+import secrets
+import stat
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from models.errors import UserError
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+# What a picture can be saved as: everything here keeps the pixels, but for JPEG, which the user then asked
+# for by name and gets nearly without loss.
+WRITERS = {
+    ".png": ("PNG", {}),
+    ".bmp": ("BMP", {}),
+    ".ppm": ("PPM", {}),
+    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
+    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
+
+
+class ImageWarning(UserWarning):
+    """The picture could be read, but something of it (transparency, further frames) is not in the result."""
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def read_image(path: PathLike) -> np.ndarray:
+    """Reads a picture as a viewer would show it.
+
+    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, palettes, grey, 16-bit
+    and CMYK become 8-bit RGB. Of an animation the first frame is taken. Transparency is dropped: the colours
+    stored under it show. The last two raise an `ImageWarning`.
+
+    Args:
+      path: a file of any format that Pillow reads.
+
+    Returns:
+      uint8 `[H, W, 3]`, sRGB, 0..255.
+
+    Raises:
+      UserError: the file is missing, empty, a directory, unreadable, not a picture, truncated or damaged,
+        far too large (a decompression bomb), or of a pixel type (32-bit integer or float) that no viewer has
+        one way to show.
+    """
+    with _opened(path) as image:
+        _note_frames(image, path)
+        try:
+            image.load()
+            pixels = np.asarray(_as_srgb(_upright(image, path), path))
+        except UserError:
+            raise
+        except MemoryError as error:
+            size = f"{image.width}x{image.height}"
+            raise UserError(f"{path}: too large for this machine's memory ({size})") from error
+        # Pillow's decoders meet damaged data with whatever comes to hand: OSError, SyntaxError,
+        # struct.error, EOFError, IndexError, ... All of them say the same thing of the file.
+        except Exception as error:
+            raise UserError(f"{path}: damaged or truncated picture ({_one_line(error)})") from error
+    return np.ascontiguousarray(pixels)
+
+
+def _opened(path: PathLike) -> Image.Image:
+    """Opens the file and reads its header, with every failure as a `UserError`."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError as error:
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        what = "is empty" if empty else "is not a picture, or of an unknown format"
+        raise UserError(f"{path}: {what}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: has too many pixels ({_one_line(error)})") from error
+    except OSError as error:
+        raise UserError(f"{path}: {_reason(error)}") from error
+    except Exception as error:  # as above: a header can be damaged in as many ways as there are formats
+        raise UserError(f"{path}: damaged picture ({_one_line(error)})") from error
+
+
+def _note_frames(image: Image.Image, path: PathLike) -> None:
+    """Warns that an animation, or a file of several pages, is cut to its first frame.
+
+    Not so for the two-frame MPO files of cameras: their second frame is a preview of the first.
+    """
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except Exception:  # counting walks through a file that may be damaged: load() says that better
+        return
+    if frames > 1 and image.format != "MPO":
+        warnings.warn(f"{path}: has {frames} frames, only the first is used", ImageWarning, stacklevel=3)
+
+
+def _upright(image: Image.Image, path: PathLike) -> Image.Image:
+    """Applies the EXIF orientation; metadata too damaged to hold one is ignored, as viewers do."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        warnings.warn(f"{path}: EXIF data ignored ({_one_line(error)})", ImageWarning, stacklevel=3)
+        return image
+
+
+def _as_srgb(image: Image.Image, path: PathLike) -> Image.Image:
+    """Any mode of Pillow's to 8-bit RGB in sRGB."""
+    profile = image.info.get("icc_profile")
+    image = _drop_alpha(_to_8_bit(image, path), path)
+    if profile:
+        image = _convert_profile(image, profile)
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image, path: PathLike) -> Image.Image:
+    """Scales 16-bit grey to `L` (Pillow's own conversion clips it to white); other 8-bit modes pass."""
+    if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(image)):
+        raise UserError(
+            f"{path}: has 32-bit pixels, with no one way to show them: convert it to 8 or 16 bits"
+        )
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    transparency = image.info.get("transparency")
+    # Pillow holds the samples of `I;16B` and the like in the byte order of their name; `I` is one native
+    # order.
+    samples = np.asarray(image.convert("I"), dtype=np.uint32)
+    grey = Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8))
+    if transparency is not None:
+        warnings.warn(f"{path}: transparency is dropped", ImageWarning, stacklevel=4)
+    return grey
+
+
+def _fits_16_bits(image: Image.Image) -> bool:
+    """Whether 32-bit integer samples are 16-bit ones in a wide coat, as Pillow gives them for PGM files."""
+    low, high = image.getextrema()
+    return low >= 0 and high <= 65535
+
+
+def _drop_alpha(image: Image.Image, path: PathLike) -> Image.Image:
+    """Removes transparency (a channel, palette entry or key colour); warns if anything was transparent."""
+    if not image.has_transparency_data and image.mode not in ("RGBa", "La"):
+        return image.convert("RGB") if image.mode in ("P", "1") else image
+    with_alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+    if with_alpha.getchannel("A").getextrema()[0] < 255:
+        warnings.warn(f"{path}: transparency is dropped", ImageWarning, stacklevel=4)
+    return with_alpha.convert("RGB")
+
+
+def _convert_profile(image: Image.Image, profile_bytes: bytes) -> Image.Image:
+    """Converts from an embedded ICC profile to sRGB; a profile that is broken or does not fit is ignored, as
+    viewers do, and one that is sRGB by another name leaves every pixel as it is."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
+        space = profile.profile.xcolor_space.strip()
+        if space == "RGB":
+            image = image.convert("RGB")
+        if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != image.mode:
+            return image
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, "RGB")
+        if image.mode == "RGB" and _is_identity(transform):
+            return image
+        return ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether a transform moves no colour of a 16x16x16 grid by more than rounding does (one level)."""
+    level = np.arange(0, 256, 17, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(level, level, level), axis=-1).reshape(64, 64, 3)
+    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), transform))
+    return int(np.abs(moved.astype(int) - grid).max()) <= 1
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def encode_image(array: np.ndarray, extension: str = ".png") -> bytes:
+    """A picture as the bytes of a file.
+
+    Args:
+      array: uint8 `[H, W, 3]`, sRGB.
+      extension: one of `WRITERS`, in any case; an empty one is `.png`.
+
+    Raises:
+      UserError: nothing is known of the extension.
+    """
+    extension = extension.lower() or ".png"
+    if extension not in WRITERS:
+        raise UserError(f"cannot write pictures as {extension}: choose one of {' '.join(WRITERS)}")
+    file_format, options = WRITERS[extension]
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def write_image(path: PathLike, array: np.ndarray, force: bool = False) -> None:
+    """Writes a picture in the format of the path's extension, PNG where it has none.
+
+    Args:
+      path: where to; see `WRITERS` for the extensions.
+      array: uint8 `[H, W, 3]`, sRGB.
+      force: whether an existing file may be replaced.
+
+    Raises:
+      UserError: as of `encode_image` and `atomic_write`.
+    """
+    try:
+        data = encode_image(array, Path(path).suffix)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    atomic_write(path, data, force)
+
+
+def check_target(path: PathLike, force: bool = False) -> None:
+    """Says early, before any work is done, what `atomic_write` would refuse.
+
+    Raises:
+      UserError: the path is a directory, lies in a folder that does not exist or cannot be written to, or
+        exists and `force` is not given.
+    """
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise UserError(f"{path}: is a directory")
+    if _is_device(target):
+        return
+    if os.path.exists(target) and not force:
+        raise UserError(f"{path}: exists already (--force replaces it)")
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise UserError(f"{path}: its folder does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: its folder cannot be written to")
+
+
+def atomic_write(path: PathLike, data: bytes, force: bool = False) -> None:
+    """Writes a file that appears complete or not at all: first under a temporary name beside it, then
+    renamed.
+
+    A link is followed, and a device or pipe (`/dev/stdout`) is written to as it is.
+
+    Args:
+      path: where to.
+      data: the whole content.
+      force: whether an existing file may be replaced.
+
+    Raises:
+      UserError: as of `check_target`, or the disk is full, or the like. Nothing is left behind.
+    """
+    check_target(path, force)
+    target = os.path.realpath(path)
+    try:
+        if _is_device(target):
+            Path(target).write_bytes(data)
+        else:
+            _write_and_rename(target, data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {_reason(error)}") from error
+
+
+def _write_and_rename(target: str, data: bytes) -> None:
+    # A short name of our own: appending to the target's could exceed what file systems allow, and tempfile's
+    # files are private to the user, which the result should not be.
+    temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:  # an interrupt from the keyboard, too, must not leave the temporary file
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _is_device(target: str) -> bool:
+    """Whether something is there that is neither file nor directory: renaming onto it would destroy it."""
+    try:
+        mode = os.stat(target).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+# --- names -------------------------------------------------------------------------------------------------
+
+
+def expand_inputs(patterns: Iterable[PathLike]) -> list[Path]:
+    """The files that the user's arguments name, with globs that the shell left alone (quoted, or `**`)
+    expanded.
+
+    A file of exactly that name wins over the pattern, so `shot[1].png` can be given as it is. A plain name
+    is not looked up: if it is missing, reading it says so, and the other inputs are still done. Each file
+    comes once.
+
+    Raises:
+      UserError: a pattern matches no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in map(os.fspath, patterns):
+        if os.path.lexists(pattern) or not glob.has_magic(pattern):
+            found[Path(pattern)] = None
+            continue
+        matches = [name for name in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(name)]
+        if not matches:
+            raise UserError(f"{pattern}: matches no file")
+        found.update((Path(name), None) for name in matches)
+    return list(found)
+
+
+def output_paths(inputs: Sequence[PathLike], output: PathLike | None, suffix: str) -> list[Path]:
+    """Where the result of each input goes.
+
+    Without `output` it lies beside the input, with the suffix appended (`a.png` -> `a.png.tfci`). With it,
+    `output` is the file for one input, and a folder for several; an existing folder, or a name that ends in
+    a slash, is a folder for one input too. A folder that does not exist is made.
+
+    Args:
+      inputs: one or more paths, each once.
+      output: the user's `-o`, or None.
+      suffix: what to append, with its dot.
+
+    Returns:
+      One path per input, in their order, all different.
+
+    Raises:
+      UserError: two results would be one file, a result would replace an input, or the folder is a file or
+        cannot be made.
+    """
+    paths = [Path(name) for name in inputs]
+    if output is None:
+        targets = [path.with_name(path.name + suffix) for path in paths]
+    elif len(paths) > 1 or os.path.isdir(output) or os.fspath(output).endswith(os.sep):
+        _make_folder(output, len(paths))
+        targets = [Path(output) / (path.name + suffix) for path in paths]
+    else:
+        targets = [Path(output)]
+    _refuse_clashes(paths, targets)
+    return targets
+
+
+def _make_folder(folder: PathLike, count: int) -> None:
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{folder}: is a file, but the results of {count} inputs need a folder")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {_reason(error)}") from error
+
+
+def _refuse_clashes(paths: Sequence[Path], targets: Sequence[Path]) -> None:
+    sources = {os.path.realpath(path): path for path in paths}
+    taken: dict[str, Path] = {}
+    for path, target in zip(paths, targets):
+        real = os.path.realpath(target)
+        if real in sources:
+            raise UserError(f"{target}: is an input, and would be replaced by the result of {path}")
+        if real in taken:
+            raise UserError(f"{target}: would be the result of both {taken[real]} and {path}")
+        taken[real] = path
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or _one_line(error)).lower()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,225 @@
+"""What a codec's `transmit` talks to: one interface, whether latents are estimated, written or read.
+
+`transmit` hands each latent and its predicted distribution to a *latent coder* and gets back the decoded latent. Five
+of them:
+
+    TrainingRate   differentiable: bits under additive noise, latents rounded straight through   (needs TFC)
+    FloatRate      rounded latents, bits of the float entropy model: validation during training  (needs TFC)
+    TableRate      rounded latents, bits of the tables that files are written with
+    LatentEncoder  rounds latents and writes them
+    LatentDecoder  reads them
+
+The last three run the entropy networks in integers (`exact` is True), the first two in floats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from transforms.exact import Fixed
+
+if TYPE_CHECKING:
+    from models.coding.rans import RansDecoder, RansEncoder
+    from models.coding.tables import CdfBank
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleTable:
+    """The log-spaced scales of the Gaussian rows: row r has scale `exp(log(low) + r * step)`."""
+
+    rows: int = 64
+    low: float = 0.11
+    high: float = 256.0
+
+    @property
+    def step(self) -> float:
+        return float(np.log(self.high / self.low) / (self.rows - 1))
+
+    def scales(self) -> np.ndarray:
+        """float64 [rows]."""
+        return np.exp(np.log(self.low) + self.step * np.arange(self.rows))
+
+    @property
+    def row_gain(self) -> float:
+        """Row index = row_gain * ln(scale) + row_bias."""
+        return 1 / self.step
+
+    @property
+    def row_bias(self) -> float:
+        return float(-np.log(self.low) / self.step)
+
+
+SCALES = ScaleTable()
+
+
+@tf.custom_gradient
+def round_through(x: tf.Tensor):
+    """Rounds; the gradient passes straight through."""
+    return tf.round(x), lambda gradient: gradient
+
+
+def _symbols(x: tf.Tensor) -> tf.Tensor:
+    """Rounds float latents to int32 symbols (clipped to +-2^30, whatever a network gives)."""
+    return tf.cast(tf.clip_by_value(tf.round(x), -(2.0**30), 2.0**30), tf.int32)
+
+
+class EntropyModels(tf.Module):
+    """The trainable densities, from TFC: a factorised prior for hyper-latents, Gaussians for latents.
+
+    Needed for training and for building tables only; TFC is imported here and nowhere else at coding time.
+
+    Args:
+      channels: hyper-latent channels.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(name="entropy_models")
+        import tensorflow_compression as tfc
+
+        self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
+        self.hyper = tfc.ContinuousBatchedEntropyModel(self.prior, coding_rank=3, compression=False)
+        log_low, step = np.log(SCALES.low), SCALES.step
+        self.latent = tfc.LocationScaleIndexedEntropyModel(
+            tfc.NoisyNormal,
+            num_scales=SCALES.rows,
+            scale_fn=lambda row: tf.exp(log_low + step * row),
+            coding_rank=3,
+            compression=False,
+        )
+
+    def prior_pmf(self, limit: int = 96) -> tuple[np.ndarray, int]:
+        """Probabilities of the integers -limit .. limit: float64 [2 limit + 1, channels]; and the offset -limit."""
+        grid = tf.range(-limit, limit + 1, dtype=tf.float32)[:, None]
+        return self.prior.prob(grid).numpy().astype(np.float64), -limit
+
+
+class _FloatCoder:
+    """Common to TrainingRate and FloatRate."""
+
+    exact = False
+    training: bool
+
+    def __init__(self, models: EntropyModels):
+        self._models = models
+        self.bits: dict[str, tf.Tensor] = {}
+
+    def _count(self, name: str, bits: tf.Tensor) -> None:
+        self.bits[name] = self.bits.get(name, 0.0) + bits
+
+    def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
+        _, bits = self._models.hyper(latent, training=self.training)
+        self._count(name, bits)
+        return round_through(latent)
+
+    def gaussian(self, name: str, latent: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
+        mean, log_scale = tf.split(parameters, 2, -1)
+        rows = SCALES.row_gain * log_scale + SCALES.row_bias
+        _, bits = self._models.latent(latent, rows, loc=mean, training=self.training)
+        self._count(name, bits)
+        return round_through(latent - mean) + mean
+
+
+class TrainingRate(_FloatCoder):
+    """Bits [B] by latent under additive uniform noise; latents rounded with straight-through gradients.
+
+    The mixed quantisation of Minnen & Singh, ICIP 2020, that ELIC trains with.
+    """
+
+    training = True
+
+
+class FloatRate(_FloatCoder):
+    """Bits [B] by latent and rounded latents of the float entropy model."""
+
+    training = False
+
+
+class _ExactCoder:
+    """Common to what works on symbols and table rows."""
+
+    exact = True
+
+    def _code(self, name: str, symbols, rows: tf.Tensor, folded: bool) -> tf.Tensor:
+        """Symbols and rows int32 [B, N] in, symbols out; symbols are None when decoding."""
+        raise NotImplementedError
+
+    def factorized(self, name: str, latent: tf.Tensor | None, first_row: int, shape) -> tf.Tensor:
+        """Codes latents [B, H, W, C] with a row per channel, `first_row` onwards.
+
+        shape: (B, H, W, C), for when there is no latent. Returns float32 integers.
+        """
+        rows = tf.broadcast_to(first_row + tf.range(shape[-1]), shape)
+        symbols = None if latent is None else _flat(_symbols(latent))
+        return tf.cast(tf.reshape(self._code(name, symbols, _flat(rows), folded=False), shape), tf.float32)
+
+    def gaussian(self, name: str, latent: tf.Tensor | None, parameters: Fixed) -> tf.Tensor:
+        """Codes latents [B, H, W, C] rounded after subtracting their means; returns them decoded.
+
+        parameters: what an `EntropyNet` with `Output.PARAMETERS` gives, [B, H, W, 2 C].
+        """
+        mean, rows = tf.split(parameters.value, 2, -1)
+        symbols = None if latent is None else _flat(_symbols(latent - mean))
+        symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=True)
+        return tf.cast(tf.reshape(symbols, tf.shape(mean)), tf.float32) + mean
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(x, [tf.shape(x)[0], -1])
+
+
+class TableRate(_ExactCoder):
+    """Bits [B] by latent under the integer tables of `bank`: what a perfect coder would write."""
+
+    #: An exception (a symbol outside its table) is written as a position and a value.
+    EXCEPTION_BITS = 48.0
+
+    def __init__(self, bank: CdfBank):
+        lengths = bank.lengths.astype(np.int64)
+        bits = bank.precision - np.log2(np.maximum(bank.frequencies, 1))
+        # Rows that are not coded cost nothing, unless the symbol is not 0.
+        starts = np.cumsum(lengths) - lengths
+        coded = np.repeat(bank.coded, lengths)
+        self._bits = np.where(coded, bits, 0.0).astype(np.float32)
+        self._starts = starts.astype(np.int32)
+        self._lengths = np.where(bank.coded, lengths, 1).astype(np.int32)
+        self._offsets = bank.offsets.astype(np.int32)
+        self.bits: dict[str, tf.Tensor] = {}
+
+    def _code(self, name, symbols, rows, folded):
+        value = tf.abs(symbols) if folded else symbols - tf.gather(self._offsets, rows)
+        length = tf.gather(self._lengths, rows)
+        inside = (value >= 0) & (value < length)
+        index = tf.gather(self._starts, rows) + tf.clip_by_value(value, 0, length - 1)
+        bits = tf.where(inside, tf.gather(self._bits, index), self.EXCEPTION_BITS)
+        if folded:
+            bits += tf.cast(inside & (value > 0), tf.float32)
+        self.bits[name] = self.bits.get(name, 0.0) + tf.reduce_sum(bits, 1)
+        return symbols
+
+
+class LatentEncoder(_ExactCoder):
+    """Writes the latents' symbols to a `RansEncoder`, and keeps them for the fingerprint."""
+
+    def __init__(self, stream: RansEncoder):
+        self.stream = stream
+        self.symbols: list[tf.Tensor] = []
+
+    def _code(self, name, symbols, rows, folded):
+        self.symbols.append(symbols)
+        return self.stream.code(rows, symbols, folded=folded)
+
+
+class LatentDecoder(_ExactCoder):
+    """Reads the latents' symbols from a `RansDecoder`, and keeps them for the fingerprint."""
+
+    def __init__(self, stream: RansDecoder):
+        self.stream = stream
+        self.symbols: list[tf.Tensor] = []
+
+    def _code(self, name, symbols, rows, folded):
+        self.symbols.append(self.stream.code(rows, folded=folded))
+        return self.symbols[-1]

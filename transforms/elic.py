@@ -1,0 +1,123 @@
+"""The transforms of ELIC.
+
+He, Yang, Peng, Ma, Qin, Wang: "ELIC: Efficient Learned Image Compression with Unevenly Grouped Space-Channel
+Contextual Adaptive Coding", CVPR 2022, arXiv 2203.10886. Residual bottleneck blocks stand where earlier codecs have
+GDN; the attention is Cheng et al.'s (CVPR 2020) simplified one, with the paper's bottleneck as residual unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from transforms.resample import Downsample, Upsample
+
+Layer = tf.keras.layers.Layer
+Conv2D = tf.keras.layers.Conv2D
+
+
+class ResidualBottleneck(Layer):
+    """x + [1x1 c/2, ReLU, 3x3 c/2, ReLU, 1x1 c](x); with `final_relu` a ReLU after the sum (in the attention).
+
+    [B, H, W, c] -> [B, H, W, c].
+    """
+
+    def __init__(self, channels: int, final_relu: bool = False, name: str | None = None):
+        super().__init__(name=name)
+        self.reduce = Conv2D(channels // 2, 1, activation="relu", name="reduce")
+        self.spatial = Conv2D(channels // 2, 3, padding="same", activation="relu", name="spatial")
+        self.expand = Conv2D(channels, 1, name="expand")
+        self.final_relu = final_relu
+
+    def call(self, x):
+        x = x + self.expand(self.spatial(self.reduce(x)))
+        return tf.nn.relu(x) if self.final_relu else x
+
+
+class Attention(Layer):
+    """x + trunk(x) * sigmoid(mask(x)), trunk and mask of three residual units each. [B, H, W, c] -> [B, H, W, c]."""
+
+    def __init__(self, channels: int, name: str | None = None):
+        super().__init__(name=name)
+        self.trunk = [ResidualBottleneck(channels, True, name=f"trunk{n}") for n in range(3)]
+        self.mask = [ResidualBottleneck(channels, True, name=f"mask{n}") for n in range(3)]
+        self.gate = Conv2D(channels, 1, name="gate")
+
+    def call(self, x):
+        trunk = mask = x
+        for unit in self.trunk:
+            trunk = unit(trunk)
+        for unit in self.mask:
+            mask = unit(mask)
+        return x + trunk * tf.sigmoid(self.gate(mask))
+
+
+class Chain(Layer):
+    """Layers one after the other."""
+
+    def __init__(self, layers: Sequence[Layer], name: str | None = None):
+        super().__init__(name=name)
+        self.layers = list(layers)
+
+    def call(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _bottlenecks(channels: int, stage: int) -> list[Layer]:
+    return [ResidualBottleneck(channels, name=f"bottleneck{stage}{letter}") for letter in "abc"]
+
+
+def analysis(widths: Sequence[int], latents: int) -> Chain:
+    """g_a: images [B, H, W, 3] -> y [B, H / 16, W / 16, latents] (paper, Fig. 3).
+
+    widths: channels at 1/2, 1/4 and 1/8 of the resolution.
+    """
+    n1, n2, n3 = widths
+    return Chain(
+        [
+            Downsample(n1, name="down1"),
+            *_bottlenecks(n1, 1),
+            Downsample(n2, name="down2"),
+            *_bottlenecks(n2, 2),
+            Attention(n2, name="attention2"),
+            Downsample(n3, name="down3"),
+            *_bottlenecks(n3, 3),
+            Downsample(latents, name="down4"),
+            Attention(latents, name="attention4"),
+        ],
+        name="analysis",
+    )
+
+
+def synthesis(widths: Sequence[int], latents: int) -> Chain:
+    """g_s, the mirror of `analysis`: y_hat [B, H / 16, W / 16, latents] -> images [B, H, W, 3]."""
+    n1, n2, n3 = widths
+    return Chain(
+        [
+            Attention(latents, name="attention4"),
+            Upsample(n3, name="up4"),
+            *_bottlenecks(n3, 3),
+            Upsample(n2, name="up3"),
+            Attention(n2, name="attention2"),
+            *_bottlenecks(n2, 2),
+            Upsample(n1, name="up2"),
+            *_bottlenecks(n1, 1),
+            Upsample(3, subpixel=True, dtype="float32", name="up1"),
+        ],
+        name="synthesis",
+    )
+
+
+def hyper_analysis(channels: int) -> Chain:
+    """h_a: y [B, H, W, M] -> z [B, H / 4, W / 4, channels], H and W multiples of 4. No activation at the end."""
+    return Chain(
+        [
+            Conv2D(channels, 3, padding="same", activation="relu", name="conv1"),
+            Downsample(channels, activation="relu", name="down2"),
+            Downsample(channels, dtype="float32", name="down3"),
+        ],
+        name="hyper_analysis",
+    )

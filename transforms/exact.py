@@ -1,0 +1,334 @@
+"""Entropy networks that give the same integers on every device.
+
+A decoder finds the table row of a symbol with a network. In floating point another device, another convolution
+algorithm or another thread count gives other low bits, sooner or later another row, and the stream decodes to garbage.
+So the networks that choose rows and means have two forms:
+
+* the **float form**, for training: ordinary convolutions with ReLU between;
+* the **integer form**, for coding: 8-bit weights and activations carried by float32. While every partial sum stays
+  below 2^24 a float32 convolution of integers is exact in any order of summation, so stock kernels do the work and all
+  agree. After each layer one multiplication and one rounding bring the accumulator back to 8 bits.
+  (Never a multiplication and an addition: compilers may fuse those and round differently.)
+
+The method is that of He et al., "Post-Training Quantization for Cross-Platform Learned Image Compression",
+arXiv 2202.07513, with float32 as the carrier.
+
+    net = EntropyNet([Conv(64, 3), Conv(128, 3)])
+    y = net(x)                                            # float form: real numbers in and out
+    with calibrating(net):                                # derives the integer form from what it is fed
+        q = net.integers(Fixed(x_int, x_scale))
+    q = net.integers(Fixed(x_int))                        # integer form: Fixed integers in and out
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from transforms import checkerboard
+
+#: Partial sums below this are exact in float32.
+EXACT = float(2**24)
+#: The share of a calibration set's activations that an 8-bit range covers; the rest is clipped.
+PERCENTILE = 99.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """Fixed-point numbers: `value` holds integers, `value * scale` are the real numbers.
+
+    value: float32 [..., C], integers of magnitude at most 255.
+    scale: float [C], real size of one step. Only calibration reads it; at coding time it is part of the weights that
+      follow, and None.
+    """
+
+    value: tf.Tensor
+    scale: np.ndarray | None = None
+
+
+def concat(parts: Sequence[Fixed | tf.Tensor]) -> Fixed | tf.Tensor:
+    """Concatenates along the channels."""
+    if not isinstance(parts[0], Fixed):
+        return tf.concat(parts, -1)
+    known = all(p.scale is not None for p in parts)
+    return Fixed(tf.concat([p.value for p in parts], -1), np.concatenate([p.scale for p in parts]) if known else None)
+
+
+def spatially(function, x: Fixed | tf.Tensor) -> Fixed | tf.Tensor | tuple:
+    """Applies a `function` that moves positions and leaves channels alone (a crop, a split into halves)."""
+    if not isinstance(x, Fixed):
+        return function(x)
+    result = function(x.value)
+    return tuple(Fixed(r, x.scale) for r in result) if isinstance(result, tuple) else Fixed(result, x.scale)
+
+
+def zeros(like: Fixed | tf.Tensor, channels: int) -> Fixed | tf.Tensor:
+    """Zeros at the positions of `like`, `channels` deep. Calibration gives them no weight."""
+    shape = tf.shape(like.value if isinstance(like, Fixed) else like)
+    value = tf.zeros(tf.concat([shape[:-1], [channels]], 0))
+    return Fixed(value, np.zeros(channels)) if isinstance(like, Fixed) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """One convolution of an `EntropyNet`.
+
+    filters: output channels.
+    size: side of the kernel.
+    up: 1, or 2 for a transposed convolution of stride 2.
+    masked: the checkerboard-masked 5x5 convolution from anchors to non-anchors (half-width tensors).
+    """
+
+    filters: int
+    size: int = 1
+    up: int = 1
+    masked: bool = False
+
+    def kernel_shape(self, channels: int) -> list[int]:
+        if self.masked:
+            return [len(checkerboard.TAPS), channels, self.filters]
+        if self.up > 1:
+            return [self.size, self.size, self.filters, channels]
+        return [self.size, self.size, channels, self.filters]
+
+    def output_axis(self) -> int:
+        """Which axis of the kernel is the output channel."""
+        return 2 if self.up > 1 and not self.masked else -1
+
+    def fan_in(self, channels: int) -> int:
+        taps = len(checkerboard.TAPS) if self.masked else self.size**2
+        return taps * channels // self.up**2
+
+    def __call__(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Applies `kernel` to x [B, H, W, C] ("same" padding)."""
+        if self.masked:
+            return checkerboard.from_anchors(x, kernel)
+        if self.up > 1:
+            shape = tf.shape(x)
+            output = [shape[0], self.up * shape[1], self.up * shape[2], self.filters]
+            return tf.nn.conv2d_transpose(x, kernel, output, self.up, "SAME")
+        return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+
+class Output:
+    """What the integer form of a network's last layer gives. One of the constants below, per network."""
+
+    FEATURES = "features"  # signed 8-bit features with calibrated scales, for another network
+    PARAMETERS = "parameters"  # first half: means in steps of MEAN_STEP; second half: table rows
+
+
+#: Resolution of the means: 1/16 of a symbol.
+MEAN_STEP = 1 / 16
+#: Means are kept within +-2^15 steps, so that latents stay exact in float32.
+MEAN_LIMIT = 2.0**15
+
+
+class _IntegerConv(tf.Module):
+    """The integer form of one convolution: kernel (int8), bias (int32), multiplier (float32 [filters])."""
+
+    def __init__(self, conv: Conv, channels: int, name: str):
+        super().__init__(name)
+        self.conv = conv
+
+        def variable(shape, dtype, label):
+            return tf.Variable(np.zeros(shape, dtype), trainable=False, name=label)
+
+        self.kernel = variable(conv.kernel_shape(channels), np.int8, "kernel")
+        self.bias = variable([conv.filters], np.int32, "bias")
+        self.multiplier = variable([conv.filters], np.float32, "multiplier")
+
+    def accumulate(self, x: tf.Tensor) -> tf.Tensor:
+        """Exact integers [..., filters] of magnitude below 2^24."""
+        acc = self.conv(x, tf.cast(self.kernel, tf.float32)) + tf.cast(self.bias, tf.float32)
+        return tf.round(acc)  # an algorithm with small errors of its own (Winograd, FFT) lands on the same integer
+
+    def quantise(self, kernel: np.ndarray, bias: np.ndarray, in_scale: np.ndarray, in_limit: float) -> np.ndarray:
+        """Sets kernel and bias; returns the real size of one unit of the accumulator, [filters].
+
+        kernel, bias: float32, real. in_scale: [C], real size of one input step. in_limit: largest input magnitude.
+        """
+        conv = self.conv
+        # Everything below has the output channel last.
+        w = kernel.astype(np.float64)
+        if conv.output_axis() == 2:
+            w = np.swapaxes(w, 2, 3)
+        w = w * in_scale[:, None]
+        flat = w.reshape(-1, w.shape[-1])
+        step = np.maximum(np.abs(flat).max(0), 1e-12) / 127
+        # A bias beyond 2^23 steps, or sums that could leave the exact range, coarsen the channel's step.
+        step = np.maximum(step, np.abs(bias) / 2**23)
+        while True:
+            bound = np.abs(np.rint(flat / step)).sum(0) * in_limit + np.abs(np.rint(bias / step))
+            if (bound < EXACT).all():
+                break
+            step = np.where(bound < EXACT, step, step * np.maximum(bound / EXACT * 1.01, 1.01))
+        quantised = np.rint(w / step)
+        if conv.output_axis() == 2:
+            quantised = np.swapaxes(quantised, 2, 3)
+        self.kernel.assign(quantised.astype(np.int8))
+        self.bias.assign(np.rint(bias / step).astype(np.int32))
+        return step
+
+
+class EntropyNet(tf.keras.layers.Layer):
+    """A stack of convolutions with ReLU between (none after the last), in a float and an integer form.
+
+    Args:
+      convs: the layers, in order.
+      output: what the integer form of the last layer gives; see `Output`.
+      output_gain, output_bias: for PARAMETERS: the row index is `gain * x + bias` of the last layer's second half x.
+        (In the float form x is the natural logarithm of the scale; this turns it into a row of the table.)
+      rows: number of table rows; row indexes are clipped to [0, rows).
+    """
+
+    def __init__(
+        self,
+        convs: Sequence[Conv],
+        output: str = Output.FEATURES,
+        output_gain: float = 1.0,
+        output_bias: float = 0.0,
+        rows: int = 64,
+        name: str | None = None,
+    ):
+        super().__init__(name=name, dtype="float32")  # float32 under any mixed-precision policy
+        self.convs = tuple(convs)
+        self.output_kind = output
+        self.output_gain, self.output_bias, self.rows = output_gain, output_bias, rows
+        self.calibrating = False
+        self._loudest: dict[int, np.ndarray] = {}
+
+    def build(self, input_shape):
+        channels = int(input_shape[-1])
+        self.input_channels = channels
+        self.kernels, self.biases, self.integer_convs = [], [], []
+        for number, conv in enumerate(self.convs):
+            gain = 6.0 if number + 1 < len(self.convs) else 3.0  # He uniform before a ReLU, LeCun uniform at the end
+            limit = np.sqrt(gain / conv.fan_in(channels))
+            self.kernels.append(
+                self.add_weight(
+                    f"kernel{number}",
+                    conv.kernel_shape(channels),
+                    initializer=tf.keras.initializers.RandomUniform(-limit, limit),
+                )
+            )
+            self.biases.append(self.add_weight(f"bias{number}", [conv.filters], initializer="zeros"))
+            with tf.init_scope():
+                self.integer_convs.append(_IntegerConv(conv, channels, f"integer{number}"))
+            channels = conv.filters
+        super().build(input_shape)
+
+    def call(self, x):
+        """Float form: [B, H, W, C] -> [B, H', W', filters of the last layer]."""
+        x = tf.cast(x, tf.float32)
+        for number, (conv, kernel, bias) in enumerate(zip(self.convs, self.kernels, self.biases)):
+            x = conv(x, kernel) + bias
+            if number + 1 < len(self.convs):
+                x = tf.nn.relu(x)
+        return x
+
+    def run(self, x: Fixed | tf.Tensor) -> Fixed | tf.Tensor:
+        """The integer form of `Fixed` numbers, the float form of a tensor."""
+        return self.integers(x) if isinstance(x, Fixed) else self(x)
+
+    def integers(self, x: Fixed) -> Fixed:
+        """Integer form, [B, H, W, C] -> [B, H', W', filters].
+
+        With Output.FEATURES, 8-bit features. With Output.PARAMETERS, means (multiples of MEAN_STEP) and table rows
+        (0 .. rows - 1) one after the other along the channels.
+        """
+        if not self.built:
+            self.build(x.value.shape)
+        value, scale, in_limit = x.value, x.scale, 127.0
+        for number, integer in enumerate(self.integer_convs):
+            last = number + 1 == len(self.convs)
+            if self.calibrating:
+                scale = self._calibrate(number, value, scale, in_limit, last)
+            acc = integer.accumulate(value)
+            if not last:
+                value, in_limit = tf.clip_by_value(tf.round(acc * integer.multiplier), 0.0, 255.0), 255.0
+            elif self.output_kind == Output.FEATURES:
+                value = tf.clip_by_value(tf.round(acc * integer.multiplier), -127.0, 127.0)
+            else:
+                mean, row = tf.split(tf.round(acc * integer.multiplier), 2, -1)
+                mean = tf.clip_by_value(mean, -MEAN_LIMIT, MEAN_LIMIT) * MEAN_STEP
+                value = tf.concat([mean, tf.clip_by_value(row, 0.0, self.rows - 1.0)], -1)
+        return Fixed(value, scale)
+
+    def _calibrate(self, number: int, value: tf.Tensor, scale, in_limit: float, last: bool) -> np.ndarray | None:
+        """Derives layer `number` from the activations it is fed; returns the real size of its output steps."""
+        integer = self.integer_convs[number]
+        kernel, bias = self.kernels[number].numpy(), self.biases[number].numpy().astype(np.float64)
+        parameters = last and self.output_kind == Output.PARAMETERS
+        if parameters:
+            half = bias.size // 2
+            gain = np.repeat([1.0, self.output_gain], half).astype(np.float32)
+            kernel = kernel * gain
+            bias = bias * gain + np.repeat([0.0, self.output_bias], half)
+        step = integer.quantise(kernel, bias, np.asarray(scale, np.float64), in_limit)
+        if parameters:
+            out_scale = np.repeat([MEAN_STEP, 1.0], half)
+        else:
+            real = integer.accumulate(value).numpy().reshape(-1, bias.size) * step
+            # A network that is called several times (anchors, then non-anchors) covers all of them.
+            out_scale = np.maximum(output_scale(real, relu=not last), self._loudest.get(number, 0))
+            self._loudest[number] = out_scale
+        integer.multiplier.assign((step / out_scale).astype(np.float32))
+        return None if parameters else out_scale
+
+    def integer_variables(self) -> list[tf.Variable]:
+        return [v for integer in self.integer_convs for v in integer.variables]
+
+
+def output_scale(real: np.ndarray, relu: bool) -> np.ndarray:
+    """Real size of one 8-bit step for activations `real` [n, C]: [C].
+
+    Covers `PERCENTILE` of each channel. A channel that hardly speaks on the calibration set gets a hundredth of the
+    loudest channel's step, so that it is not clipped at nothing on other pictures.
+    """
+    magnitude = np.maximum(real, 0) if relu else np.abs(real)
+    top = np.percentile(magnitude, PERCENTILE, axis=0)
+    top = np.maximum(top, max(0.01 * top.max(), 1e-6))
+    return top / (255 if relu else 127)
+
+
+class LatentInput(tf.keras.layers.Layer):
+    """Brings decoded latents (multiples of `MEAN_STEP`) to the 8-bit steps that an integer network takes.
+
+    One step size per channel, a power of two between `MEAN_STEP` and 2^10, found in calibration.
+    """
+
+    def __init__(self, channels: int, name: str | None = None):
+        super().__init__(name=name, dtype="float32")
+        self.calibrating = False
+        with tf.init_scope():
+            self.inverse_step = tf.Variable(np.ones(channels, np.float32), trainable=False, name="inverse_step")
+
+    def run(self, latents: tf.Tensor, exact: bool) -> Fixed | tf.Tensor:
+        """What a network takes: `Fixed` numbers for its integer form, the latents themselves for its float form."""
+        return self.integers(latents) if exact else latents
+
+    def integers(self, latents: tf.Tensor) -> Fixed:
+        """Latents [..., C] -> Fixed of magnitude <= 127. Multiplying by a power of two is exact."""
+        if self.calibrating:
+            top = np.percentile(np.abs(latents.numpy().reshape(-1, latents.shape[-1])), PERCENTILE, axis=0)
+            exponent = np.clip(np.ceil(np.log2(np.maximum(top, 1e-9) / 127)), np.log2(MEAN_STEP), 10)
+            self.inverse_step.assign((2.0**-exponent).astype(np.float32))
+        value = tf.clip_by_value(tf.round(latents * self.inverse_step), -127.0, 127.0)
+        return Fixed(value, 1 / self.inverse_step.numpy() if self.calibrating else None)
+
+
+@contextlib.contextmanager
+def calibrating(layers: Iterable[tf.keras.layers.Layer]):
+    """Within, every `EntropyNet` and `LatentInput` among `layers` derives its integer form from what it is fed."""
+    chosen = [layer for layer in layers if isinstance(layer, (EntropyNet, LatentInput))]
+    for layer in chosen:
+        layer.calibrating, layer._loudest = True, {}
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.calibrating = False
