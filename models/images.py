@@ -43,7 +43,7 @@ class ImageWarning(UserWarning):
     """The picture could be read, but something of it (transparency, further frames) is not in the result."""
 
 
-# --- reading -----------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------
 
 
 def read_image(path: PathLike) -> np.ndarray:
@@ -91,10 +91,11 @@ def _opened(path: PathLike) -> Image.Image:
         raise UserError(f"{path}: {what}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: has too many pixels ({_one_line(error)})") from error
-    except OSError as error:
-        raise UserError(f"{path}: {_reason(error)}") from error
-    except Exception as error:  # as above: a header can be damaged in as many ways as there are formats
-        raise UserError(f"{path}: damaged picture ({_one_line(error)})") from error
+    # A header can be damaged in as many ways as there are formats; only the system's errors carry a number.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path}: {_reason(error)}") from error
+        raise UserError(f"{path}: damaged or truncated picture ({_one_line(error)})") from error
 
 
 def _note_frames(image: Image.Image, path: PathLike) -> None:
@@ -137,8 +138,7 @@ def _to_8_bit(image: Image.Image, path: PathLike) -> Image.Image:
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     transparency = image.info.get("transparency")
-    # Pillow holds the samples of `I;16B` and the like in the byte order of their name; `I` is one native
-    # order.
+    # `I;16B` and the like hold their samples in the byte order of their name, `I` in the machine's own.
     samples = np.asarray(image.convert("I"), dtype=np.uint32)
     grey = Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8))
     if transparency is not None:
@@ -188,7 +188,7 @@ def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
     return int(np.abs(moved.astype(int) - grid).max()) <= 1
 
 
-# --- writing -----------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------
 
 
 def encode_image(array: np.ndarray, extension: str = ".png") -> bytes:
@@ -250,8 +250,7 @@ def check_target(path: PathLike, force: bool = False) -> None:
 
 
 def atomic_write(path: PathLike, data: bytes, force: bool = False) -> None:
-    """Writes a file that appears complete or not at all: first under a temporary name beside it, then
-    renamed.
+    """Writes a file that appears complete or not at all: it is written beside itself, then renamed.
 
     A link is followed, and a device or pipe (`/dev/stdout`) is written to as it is.
 
@@ -299,12 +298,11 @@ def _is_device(target: str) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-# --- names -------------------------------------------------------------------------------------------------
+# --- names -----------------------------------------------------------------------------------------------
 
 
 def expand_inputs(patterns: Iterable[PathLike]) -> list[Path]:
-    """The files that the user's arguments name, with globs that the shell left alone (quoted, or `**`)
-    expanded.
+    """The files that the user's arguments name; expands the globs that the shell left alone.
 
     A file of exactly that name wins over the pattern, so `shot[1].png` can be given as it is. A plain name
     is not looked up: if it is missing, reading it says so, and the other inputs are still done. Each file
@@ -341,10 +339,13 @@ def output_paths(inputs: Sequence[PathLike], output: PathLike | None, suffix: st
       One path per input, in their order, all different.
 
     Raises:
-      UserError: two results would be one file, a result would replace an input, or the folder is a file or
-        cannot be made.
+      UserError: two results would be one file, a result would replace an input, an input is `.` or `/`, or
+        the folder is a file or cannot be made.
     """
     paths = [Path(name) for name in inputs]
+    for path in paths:
+        if not path.name:  # `.` and `/`: nothing to append a suffix to
+            raise UserError(f"{path}: is a directory")
     if output is None:
         targets = [path.with_name(path.name + suffix) for path in paths]
     elif len(paths) > 1 or os.path.isdir(output) or os.fspath(output).endswith(os.sep):
