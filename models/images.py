@@ -163,15 +163,13 @@ def _drop_alpha(image: Image.Image, path: PathLike) -> Image.Image:
 
 
 def _convert_profile(image: Image.Image, profile_bytes: bytes) -> Image.Image:
-    """Converts from an embedded ICC profile to sRGB; a profile that is broken or does not fit is ignored, as
-    viewers do, and one that is sRGB by another name leaves every pixel as it is."""
+    """Converts from an embedded ICC profile to sRGB.
+
+    One that is broken, or is not for this kind of pixels, is ignored, as viewers do; one that is sRGB by
+    another name, or with other roundings, leaves every pixel as it is.
+    """
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-        space = profile.profile.xcolor_space.strip()
-        if space == "RGB":
-            image = image.convert("RGB")
-        if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != image.mode:
-            return image
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, "RGB")
         if image.mode == "RGB" and _is_identity(transform):
             return image

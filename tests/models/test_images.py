@@ -230,9 +230,14 @@ def matrix_profile(swap=False):
     return bytes(data)
 
 
-def test_an_srgb_profile_changes_no_pixel(tmp_path):
+@pytest.mark.parametrize("rounding", [0, 8])
+def test_an_srgb_profile_changes_no_pixel(tmp_path, rounding):
+    profile = bytearray(matrix_profile())
+    # Profiles of sRGB differ in the last digits of their primaries: here the X of green, in units of 2**-16.
+    offset = struct.unpack(">I", profile[profile.index(b"gXYZ") + 4 :][:4])[0] + 8
+    profile[offset : offset + 4] = struct.pack(">i", struct.unpack(">i", profile[offset:][:4])[0] + rounding)
     noise = RNG.integers(0, 256, (40, 40, 3)).astype(np.uint8)
-    path = saved(tmp_path / "s.png", Image.fromarray(noise), icc_profile=matrix_profile())
+    path = saved(tmp_path / "s.png", Image.fromarray(noise), icc_profile=bytes(profile))
     np.testing.assert_array_equal(images.read_image(path), noise)
 
 
@@ -255,11 +260,29 @@ def test_a_broken_profile_is_ignored(tmp_path, profile):
     np.testing.assert_array_equal(images.read_image(path), RAMP)
 
 
-def test_a_profile_that_does_not_fit_is_ignored(tmp_path):
-    cmyk = Image.fromarray(RAMP).convert("CMYK")
-    path = saved(tmp_path / "c.tif", cmyk, icc_profile=matrix_profile(swap=True))
-    result = images.read_image(path).astype(int)
-    assert min(np.abs(result - RAMP).max(), np.abs(result - RAMP[..., ::-1]).max()) <= 3
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_profile_for_other_pixels_is_ignored(tmp_path, mode):
+    image = Image.fromarray(RAMP).convert(mode)
+    path = saved(tmp_path / "c.tif", image, icc_profile=matrix_profile(swap=True))
+    np.testing.assert_array_equal(images.read_image(path), np.asarray(image.convert("RGB")))
+
+
+def test_a_grey_profile_is_converted(tmp_path):
+    # A grey profile with gamma 1.0: light is stored in proportion, so a middle grey is shown brighter.
+    chunks = {
+        b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">iii", 63190, 65536, 54061),
+        b"kTRC": b"curv\0\0\0\0" + struct.pack(">I", 0),
+    }
+    table, body, start = b"", b"", 128 + 4 + 12 * len(chunks)
+    for name, chunk in chunks.items():
+        table += name + struct.pack(">II", start + len(body), len(chunk))
+        body += chunk + b"\0" * (-len(chunk) % 4)
+    rest = struct.pack(">I", len(chunks)) + table + body
+    header = struct.pack(">I4sI4s4s4s", 128 + len(rest), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ")
+    header += b"\0" * 12 + b"acsp" + b"\0" * 28 + struct.pack(">iii", 63190, 65536, 54061)
+    profile = header.ljust(128, b"\0") + rest
+    path = saved(tmp_path / "g.png", Image.new("L", (8, 8), 128), icc_profile=profile)
+    np.testing.assert_allclose(images.read_image(path).astype(int), 188, atol=1)
 
 
 # --- files that are no pictures --------------------------------------------------------------------------
@@ -413,12 +436,12 @@ def test_globs_are_expanded_in_order_and_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ["b.png", "a.png", "c.jpg", "shot[1].png"]:
         (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "folder.png" / "deep.png").touch()
+    (tmp_path / "folder.png" / "deeper").mkdir(parents=True)
+    (tmp_path / "folder.png" / "deeper" / "d.png").touch()
     names = [str(p) for p in images.expand_inputs(["c.jpg", "*.png", "a.png", "gone.png"])]
     assert names == ["c.jpg", "a.png", "b.png", "shot[1].png", "gone.png"]
     assert [str(p) for p in images.expand_inputs(["shot[1].png"])] == ["shot[1].png"]
-    assert "folder.png/deep.png" in [str(p) for p in images.expand_inputs(["**/*.png"])]
+    assert "folder.png/deeper/d.png" in [str(p) for p in images.expand_inputs(["**/*.png"])]
 
 
 def test_a_glob_that_matches_nothing_is_refused(tmp_path):
