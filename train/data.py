@@ -1,0 +1,525 @@
+"""Training patches and validation patches, from picture files or TensorFlow Datasets.
+
+    glob ─ headers ─ large enough? ─ hold some out ─┬─ decode, random crops, flips ─ batches   (training)
+                                                    └─ centre crops ─ batches                  (validation)
+
+Which picture comes when, and where it is cut, is a function of the seed and the number of the draw alone, not
+the state of a shuffle buffer. So a run that resumes at step n sees what it would have seen, and every worker
+computes its own share of a global batch without decoding that of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tqdm import tqdm
+
+from models.errors import UserError
+from models.images import expand_inputs, read_image
+from train.options import FitOptions
+
+logger = logging.getLogger(__name__)
+
+# One of so many training pictures is held out for validation where the user names no others.
+HOLD_OUT = 20
+# So many damaged pictures in a row mean that something else is wrong, such as a disk that is gone.
+MAX_DAMAGED = 100
+
+
+class Source(Protocol):
+    """Where patches come from: `Photographs` or `TfdsImages`."""
+
+    def crops(
+        self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
+    ) -> tf.data.Dataset:
+        """For each draw (an int64 number), uint8 `[count, P, P, 3]`: random crops of one picture."""
+
+
+# --- pictures from files -----------------------------------------------------------------------------------
+
+
+class Photograph(NamedTuple):
+    """What the header of a picture file says."""
+
+    path: str
+    height: int
+    width: int
+    # "JPEG" or "PNG" if TensorFlow decodes it (faster than Pillow by a third), else "".
+    tf_format: str
+
+
+class Photographs:
+    """Pictures that are at least as large as a patch; held decoded in memory if they are few enough.
+
+    Damaged files that the header does not give away are skipped when they are met, and counted.
+    """
+
+    def __init__(
+        self, photographs: Sequence[Photograph], patchsize: int, pixels: Sequence[np.ndarray] | None = None
+    ):
+        """Takes the pictures that `open_photographs` found.
+
+        Args:
+          photographs: one or more.
+          patchsize: P, side of the patches.
+          pixels: their decoded pixels, each uint8 `[H, W, 3]`; None to decode at each use.
+        """
+        self.photographs = list(photographs)
+        self.patchsize = patchsize
+        self._pixels = pixels
+        self._damaged: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    def split(self, every: int = HOLD_OUT) -> tuple[Photographs, Photographs]:
+        """Those to train on and those held out: every `every`-th and at least one, spread over the folder.
+
+        A single picture is both.
+        """
+        held_out = set(range(0, len(self), every))
+        if len(self) == 1:
+            return self, self
+        return self._subset(i for i in range(len(self)) if i not in held_out), self._subset(sorted(held_out))
+
+    def _subset(self, indices: Iterable[int]) -> Photographs:
+        indices = list(indices)
+        pixels = None if self._pixels is None else [self._pixels[i] for i in indices]
+        return Photographs([self.photographs[i] for i in indices], self.patchsize, pixels)
+
+    def crops(
+        self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
+    ) -> tf.data.Dataset:
+        """See `Source.crops`. Each pass through the pictures is another permutation of them."""
+        del context  # the draws are this worker's own already
+
+        def crops(draw: np.ndarray) -> np.ndarray:
+            return self.random_crops(int(draw), seed, count)
+
+        shape = (count, self.patchsize, self.patchsize, 3)
+        return draws.map(
+            lambda draw: tf.ensure_shape(tf.numpy_function(crops, [draw], tf.uint8, stateful=False), shape),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+    def random_crops(self, draw: int, seed: int, count: int) -> np.ndarray:
+        """The patches of one draw, uint8 `[count, P, P, 3]`; the same for the same arguments.
+
+        Raises:
+          UserError: this picture and the `MAX_DAMAGED` after it are damaged.
+        """
+        turn, place = divmod(draw, len(self))
+        order = _permutation(seed, turn, len(self))
+        for attempt in range(min(len(self), MAX_DAMAGED)):
+            index = order[(place + attempt) % len(self)]
+            random = np.random.Generator(np.random.Philox(key=[seed, draw]))
+            try:
+                if count == 1:
+                    return self._one_crop(index, random)[np.newaxis]
+                pixels = self._read(index)
+                return np.stack([random_crop(pixels, self.patchsize, random) for _ in range(count)])
+            except UserError as error:
+                self._note_damaged(error, self.photographs[index].path)
+        raise UserError(f"{self.photographs[index].path}: damaged, and so are those around it")
+
+    def _one_crop(self, index: int, random: np.random.Generator) -> np.ndarray:
+        """One random patch; where it can, by decoding no more of a JPEG than its window."""
+        photograph = self.photographs[index]
+        if self._pixels is not None or photograph.tf_format != "JPEG":
+            return random_crop(self._read(index), self.patchsize, random)
+        window = [*_corner(photograph.height, photograph.width, self.patchsize, random)] + [
+            self.patchsize,
+            self.patchsize,
+        ]
+        patch = _tf_decode(photograph.path, lambda data: tf.io.decode_and_crop_jpeg(data, window, channels=3))
+        return patch[:, :: -1 if random.integers(2) else 1]
+
+    def centre_crops(self, limit: int) -> np.ndarray:
+        """The centres of at most `limit` pictures, spread over the folder: uint8 `[N, P, P, 3]`.
+
+        Raises:
+          UserError: none of them can be decoded.
+        """
+        crops = []
+        for index in dict.fromkeys(np.linspace(0, len(self) - 1, min(limit, len(self))).round().astype(int)):
+            try:
+                crops.append(centre_crop(self._read(index), self.patchsize))
+            except UserError as error:
+                self._note_damaged(error, self.photographs[index].path)
+        if not crops:
+            raise UserError(f"{self.photographs[0].path}: damaged, and so are all others to validate on")
+        return np.stack(crops)
+
+    def _read(self, index: int) -> np.ndarray:
+        if self._pixels is not None:
+            return self._pixels[index]
+        return decode(self.photographs[index])
+
+    def _note_damaged(self, error: UserError, path: str) -> None:
+        with self._lock:
+            if path not in self._damaged:
+                self._damaged.add(path)
+                logger.warning("skipped %d damaged pictures so far, the last: %s", len(self._damaged), error)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, turn: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn]).permutation(length)
+
+
+def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photographs:
+    """Finds pictures, reads their headers, and decodes them if the result fits in memory.
+
+    Pictures that are smaller than a patch, and files that are damaged or no pictures, are skipped; a warning
+    is logged that counts them.
+
+    Args:
+      pattern: a glob, or several with commas between; `**` descends into folders.
+      patchsize: smallest side, in pixels, that is of use.
+      cache_bytes: limit of the decoded size, in bytes, up to which the pictures are held in memory.
+
+    Returns:
+      One or more pictures, in the order of their names.
+
+    Raises:
+      UserError: a pattern matches no file, or no picture is large enough and undamaged.
+    """
+    globs = [os.path.expanduser(part.strip()) for part in pattern.split(",") if part.strip()]
+    paths = [str(path) for path in expand_inputs(globs)]
+    found = [header for header in _in_threads(_header, paths, "looking at pictures") if header]
+    large = [photograph for photograph in found if min(photograph[1:3]) >= patchsize]
+    damaged, small = len(paths) - len(found), len(found) - len(large)
+
+    pixels = None
+    if sum(3 * photograph.height * photograph.width for photograph in large) <= cache_bytes:
+        decoded = _in_threads(_decode_or_none, large, "reading pictures")
+        kept = [i for i, array in enumerate(decoded) if array is not None]
+        damaged += len(large) - len(kept)
+        large, pixels = [large[i] for i in kept], [decoded[i] for i in kept]
+    elif not any(_decode_or_none(photograph) is not None for photograph in large):
+        damaged, large = damaged + len(large), []
+
+    skipped = f"{small} smaller than {patchsize}x{patchsize} and {damaged} unreadable or damaged"
+    if not large:
+        raise UserError(f"{pattern}: no picture to train with among {len(paths)} files: {skipped}")
+    logger.log(
+        logging.WARNING if damaged or small else logging.INFO,
+        "%s: %d pictures%s; skipped %s",
+        *(pattern, len(large), "" if pixels is None else ", held in memory", skipped),
+    )
+    return Photographs(large, patchsize, pixels)
+
+
+def _in_threads(function, items: Sequence[Any], what: str) -> list[Any]:
+    """`map` in as many threads as there are cores; Pillow and TensorFlow decode outside of Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # A progress bar for what takes long, such as a folder of ImageNet's size or on a slow network.
+        return list(tqdm(pool.map(function, items), what, len(items), delay=2, unit="files", leave=False))
+
+
+def _header(path: str) -> Photograph | None:
+    """The header of a picture; None if there is none or it is damaged."""
+    try:
+        with Image.open(path) as image:
+            # TensorFlow's JPEG decoder knows no CMYK; its PNG decoder makes 8-bit RGB of everything.
+            tf_reads = image.format == "PNG" or (image.format == "JPEG" and image.mode in ("RGB", "L"))
+            return Photograph(path, image.height, image.width, image.format if tf_reads else "")
+    except Exception:  # Pillow meets damaged data with exceptions of any kind
+        return None
+
+
+def decode(photograph: Photograph) -> np.ndarray:
+    """The pixels of a picture, uint8 RGB `[H, W, 3]`; transparency is dropped.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    if not photograph.tf_format:
+        return read_image(photograph.path)
+    return _tf_decode(photograph.path, lambda data: tf.io.decode_image(data, channels=3))
+
+
+def _tf_decode(path: str, decoder) -> np.ndarray:
+    try:
+        # Without the device, TensorFlow would copy pixels to a GPU and back.
+        with tf.device("cpu:0"):
+            return decoder(tf.io.read_file(path)).numpy()
+    except tf.errors.OpError as error:
+        reason = str(error.message).split("\n")[0].replace("{{function_node __wrapped__", "")
+        raise UserError(f"{path}: damaged or truncated picture ({reason})") from error
+
+
+def _decode_or_none(photograph: Photograph) -> np.ndarray | None:
+    try:
+        return decode(photograph)
+    except UserError:
+        return None
+
+
+# --- pictures from TensorFlow Datasets ---------------------------------------------------------------------
+
+
+class TfdsImages:
+    """The pictures of one split of a TensorFlow Datasets data set that are at least as large as a patch.
+
+    Unlike `Photographs`, a resumed run sees other draws than it would have seen: the data set has no random
+    access.
+    """
+
+    def __init__(self, builder: Any, split: str, patchsize: int):
+        """Takes a prepared `tfds.core.DatasetBuilder` and the name of a split of it, such as `train[64:]`."""
+        self._builder = builder
+        self._split = split
+        self.patchsize = patchsize
+        self.skipped = 0
+
+    def _images(self, context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+        """Pictures of sufficient size, each uint8 `[H, W, C]`, of this worker's share of the data set."""
+        images = self._builder.as_dataset(split=self._split, shuffle_files=context is not None)
+        if not (isinstance(images.element_spec, dict) and "image" in images.element_spec):
+            raise UserError(f"--tfds {self._builder.name}: its records have no field named image")
+        if context is not None:
+            images = images.shard(context.num_input_pipelines, context.input_pipeline_id)
+        images = images.map(lambda record: record["image"], num_parallel_calls=tf.data.AUTOTUNE)
+        return images.filter(lambda image: tf.numpy_function(self._is_large, [tf.shape(image)], tf.bool))
+
+    def _is_large(self, shape: np.ndarray) -> np.bool_:
+        if shape[:2].min() >= self.patchsize:
+            return np.True_
+        self.skipped += 1
+        # Passes repeat without end: a line for the first, the tenth, the hundredth, ...
+        if str(self.skipped).strip("0") == "1":
+            size = f"{self.patchsize}x{self.patchsize}"
+            logger.warning("--tfds %s: skipped %d smaller than %s", self._builder.name, self.skipped, size)
+        return np.False_
+
+    def crops(
+        self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
+    ) -> tf.data.Dataset:
+        """See `Source.crops`.
+
+        Raises:
+          UserError: no picture of this worker's share is large enough.
+        """
+        images = self._images(context)
+        if not any(True for _ in images.take(1)):  # repeating nothing would never end
+            size = f"{self.patchsize}x{self.patchsize}"
+            raise UserError(f"--tfds {self._builder.name}: no picture of {self._split} is at least {size}")
+
+        def crops(image: np.ndarray, draw: np.ndarray) -> np.ndarray:
+            random = np.random.Generator(np.random.Philox(key=[seed, int(draw)]))
+            image = _as_rgb(image)
+            return np.stack([random_crop(image, self.patchsize, random) for _ in range(count)])
+
+        def tf_crops(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+            patches = tf.numpy_function(crops, [image, draw], tf.uint8, stateful=False)
+            return tf.ensure_shape(patches, (count, self.patchsize, self.patchsize, 3))
+
+        patches = tf.data.Dataset.zip((images.repeat(), draws)).map(
+            tf_crops, num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return patches.shuffle(256, seed=seed)
+
+    def centre_crops(self, limit: int) -> np.ndarray:
+        """The centres of the first `limit` pictures of sufficient size: uint8 `[N, P, P, 3]`.
+
+        Raises:
+          UserError: there is none.
+        """
+        images = self._images().take(limit)
+        crops = [centre_crop(_as_rgb(image), self.patchsize) for image in images.as_numpy_iterator()]
+        if not crops:
+            size = f"{self.patchsize}x{self.patchsize}"
+            raise UserError(f"--tfds {self._builder.name}: no picture of {self._split} is at least {size}")
+        return np.stack(crops)
+
+
+def open_tfds(name: str, patchsize: int, held_out: int) -> tuple[TfdsImages, TfdsImages]:
+    """Prepares (downloads, where needed) a data set.
+
+    Args:
+      name: as of `tfds.builder`: `clic`, `div2k/bicubic_x2`, ...
+      patchsize: smallest side, in pixels, that is of use.
+      held_out: number of training pictures to hold out if the data set has no validation split.
+
+    Returns:
+      The pictures to train on, and those to validate on.
+
+    Raises:
+      UserError: TensorFlow Datasets is not installed, does not know the name or cannot prepare the data set.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"--tfds {name}: needs TensorFlow Datasets: pip install tensorflow-datasets"
+        ) from error
+    try:
+        builder = tfds.builder(name)
+        builder.download_and_prepare()
+        splits = builder.info.splits
+    # Unknown names, failed downloads, full disks: an exception type for each, and one line for the user.
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"--tfds {name}: {reason}") from error
+    if "train" not in splits:
+        raise UserError(f"--tfds {name}: has no split named train, only {', '.join(splits)}")
+    for split in ("validation", "test"):
+        if split in splits:
+            return TfdsImages(builder, "train", patchsize), TfdsImages(builder, split, patchsize)
+    return (
+        TfdsImages(builder, f"train[{held_out}:]", patchsize),
+        TfdsImages(builder, f"train[:{held_out}]", patchsize),
+    )
+
+
+# --- patches -----------------------------------------------------------------------------------------------
+
+
+def _corner(height: int, width: int, size: int, random: np.random.Generator) -> tuple[int, int]:
+    return int(random.integers(height - size + 1)), int(random.integers(width - size + 1))
+
+
+def random_crop(image: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+    """A square of the picture, anywhere in it, flipped left to right half of the time.
+
+    Args:
+      image: `[H, W, C]`, neither side below `size`.
+      size: P, side of the square.
+      random: where the numbers come from.
+
+    Returns:
+      A view, `[P, P, C]`.
+    """
+    top, left = _corner(*image.shape[:2], size, random)
+    patch = image[top : top + size, left : left + size]
+    return patch[:, :: -1 if random.integers(2) else 1]
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle `[size, size, C]` of a picture `[H, W, C]`."""
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` from grey, grey with alpha, RGB or RGB with alpha."""
+    return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
+
+
+# --- batches -----------------------------------------------------------------------------------------------
+
+
+def training_dataset(
+    source: Source,
+    batchsize: int,
+    patchsize: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    crops_per_image: int = 1,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Batches of random patches without end.
+
+    All workers and devices together see the same global batches, however many there are: pass this to
+    `tf.distribute.Strategy.distribute_datasets_from_function`.
+
+    Args:
+      source: `Photographs` or `TfdsImages`.
+      batchsize: B, patches per step over all devices and workers.
+      patchsize: P, side of the patches.
+      seed: decides all random choices, 0..2**32-1.
+      start_step: number of the step, from 0, that the first batch is for.
+      crops_per_image: C, patches cut from a picture at once. They land in C successive steps, so that those
+        of one batch come from different pictures.
+      context: which share of each global batch is wanted; None for all of it in one batch.
+
+    Returns:
+      uint8 `[B / replicas, P, P, 3]`: for each step, one batch for each replica of this worker.
+    """
+    context = context or tf.distribute.InputContext()
+    per_replica = context.get_per_replica_batch_size(batchsize)
+    per_worker = batchsize // context.num_input_pipelines
+    # Pictures are drawn for C steps at a time: "round" r covers the steps r*C ... r*C+C-1.
+    first_round, step_in_round = divmod(start_step, crops_per_image)
+    draws = tf.data.Dataset.range(first_round * per_worker, np.iinfo(np.int64).max).map(
+        lambda k: (k // per_worker) * batchsize + context.input_pipeline_id * per_worker + k % per_worker
+    )
+
+    def per_step_and_replica(patches: tf.Tensor) -> tf.Tensor:
+        """`[per worker, C, P, P, 3]` to `[C * replicas, per replica, P, P, 3]`."""
+        patches = tf.transpose(patches, (1, 0, 2, 3, 4))
+        return tf.reshape(patches, (-1, per_replica, patchsize, patchsize, 3))
+
+    batches = source.crops(draws, seed, crops_per_image, context).batch(per_worker, drop_remainder=True)
+    batches = batches.map(per_step_and_replica, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    batches = batches.skip(step_in_round * (per_worker // per_replica))
+    return _unsharded(batches.prefetch(tf.data.AUTOTUNE))
+
+
+def validation_dataset(
+    crops: np.ndarray, batchsize: int, *, context: tf.distribute.InputContext | None = None
+) -> tf.data.Dataset:
+    """The same patches in the same order each time it is iterated.
+
+    The last batch is filled up from the start: every replica gets a full batch, and none an empty one.
+
+    Args:
+      crops: uint8 `[N, P, P, 3]`, as of `centre_crops`.
+      batchsize: B, patches per step over all devices and workers.
+      context: which share of each global batch is wanted; None for all of it in one batch.
+
+    Returns:
+      uint8 `[B / replicas, P, P, 3]`; `validation_steps(N, B)` batches for each replica of this worker.
+    """
+    context = context or tf.distribute.InputContext()
+    per_replica = context.get_per_replica_batch_size(batchsize)
+    steps = validation_steps(len(crops), batchsize)
+    # [steps, workers, batch of a worker]: the rows of one worker, split among its replicas.
+    order = np.arange(steps * batchsize).reshape(steps, context.num_input_pipelines, -1) % len(crops)
+    mine = order[:, context.input_pipeline_id].reshape(-1)
+    return _unsharded(tf.data.Dataset.from_tensor_slices(crops[mine]).batch(per_replica, drop_remainder=True))
+
+
+def validation_steps(count: int, batchsize: int) -> int:
+    """Global batches that hold `count` patches."""
+    return -(-count // batchsize)
+
+
+def _unsharded(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Keeps tf.distribute from sharding what is a worker's own share already."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)
+
+
+def open_data(options: FitOptions) -> tuple[Source, np.ndarray]:
+    """What the settings name: the source of training patches, and the validation patches.
+
+    Returns:
+      The source, and uint8 `[N, P, P, 3]` with N at most `validation_steps * batchsize`.
+
+    Raises:
+      UserError: as of `open_photographs` and `open_tfds`.
+    """
+    limit = options.validation_steps * options.batchsize
+    if options.tfds:
+        train, validation = open_tfds(options.tfds, options.patchsize, limit)
+    else:
+        train = open_photographs(options.train_glob, options.patchsize, int(options.cache_gb * 2**30))
+        if options.validation_glob is None:
+            train, validation = train.split()
+    if options.validation_glob is not None:
+        validation = open_photographs(options.validation_glob, options.patchsize, 0)
+    return train, validation.centre_crops(limit)

@@ -1,0 +1,471 @@
+"""Trains a codec: picks the devices, builds and compiles, and calls Keras' `Model.fit` with what keeps a long
+run safe.
+
+    build() ─ compile ─┐
+                       ├─ Model.fit ─┬─ backup/            state of the run, for --resume
+    train.data ────────┘             ├─ best/              checkpoint of the best validation loss
+                                     ├─ tensorboard/  log.csv
+                                     └─ best.safetensors  final.safetensors   at the end
+
+A codec's `train_step` runs once on each device, on that device's share of the batch, and the optimizer adds
+the gradients of all devices up. So it has to divide its loss, the mean over its share, by
+`tf.distribute.get_strategy().num_replicas_in_sync`, and hand it to `optimizer.minimize(loss, variables,
+tape=tape)`, which also scales it where float16 needs that. What it logs has to go through Keras metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from models.errors import UserError
+from train.data import open_data, training_dataset, validation_dataset, validation_steps
+from train.options import FitOptions
+
+logger = logging.getLogger(__name__)
+
+# What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
+FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "ema", "mixed_precision")
+
+
+class TrainingInterrupted(SystemExit):
+    """Training was stopped by a signal, with its state saved; `code` is what a shell expects (143, 130)."""
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `fit` returns.
+
+    Attributes:
+      codec: the model, holding the best weights.
+      history: one list per metric, one entry per epoch that this call ran.
+      best: file of the weights with the lowest validation loss.
+      final: file of the weights after the last step.
+    """
+
+    codec: tf.keras.Model
+    history: dict[str, list[float]]
+    best: str
+    final: str
+
+
+def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
+    """Trains a codec from the beginning, or from where an earlier run stopped.
+
+    Call it before anything else has run a TensorFlow operation: several workers can only be set up then.
+
+    Args:
+      build: makes the codec, a `models.codec.Codec`; called once, under the strategy's scope and the
+        precision asked for.
+      options: all settings.
+
+    Returns:
+      The trained codec and where its files are. With several workers, only the first one writes them.
+
+    Raises:
+      UserError: there is nothing to train on; `train_path` holds a run and `resume` is not set, or the run
+        there does not fit these settings; or the loss is not finite any more. In the last case the state of
+        the last good epoch is kept.
+      TrainingInterrupted: SIGTERM or SIGINT arrived. The state of a single process is saved as it is then;
+        of several workers, that of the last full epoch is kept.
+    """
+    strategy = make_strategy(options.strategy)
+    if options.batchsize % strategy.num_replicas_in_sync:
+        devices = strategy.num_replicas_in_sync
+        raise UserError(f"--batchsize {options.batchsize}: cannot be shared among {devices} devices")
+    run = Run(options)
+    start_step = run.begin(is_chief(strategy))
+    source, held_out = open_data(options)
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    # Quantisation noise should not repeat from the first step on after a resume.
+    tf.keras.utils.set_random_seed((seed + start_step) % 2**32)
+
+    with strategy.scope(), precision(options.mixed_precision):
+        codec = build()
+    with strategy.scope():
+        codec.compile(optimizer=make_optimizer(options))
+        _make_variables(codec, options.patchsize)
+
+    def training(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return training_dataset(
+            source,
+            options.batchsize,
+            options.patchsize,
+            seed=seed,
+            start_step=start_step,
+            crops_per_image=options.crops_per_image,
+            context=context,
+        )
+
+    def validation(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return validation_dataset(held_out, options.batchsize, context=context)
+
+    backup = Backup(run.path("backup"))
+    with backup.on_signals(save=not _several_workers(strategy)):
+        history = codec.fit(
+            strategy.distribute_datasets_from_function(training),
+            epochs=options.epochs,
+            steps_per_epoch=options.steps_per_epoch,
+            validation_data=strategy.distribute_datasets_from_function(validation),
+            validation_steps=validation_steps(len(held_out), options.batchsize),
+            callbacks=run.callbacks(backup, is_chief(strategy)),
+            verbose=_verbosity(strategy),
+        )
+    return run.finish(codec, history.history, strategy)
+
+
+# --- devices, precision, optimizer -------------------------------------------------------------------------
+
+
+def make_strategy(name: str) -> tf.distribute.Strategy:
+    """The strategy of a `FitOptions.strategy`.
+
+    Raises:
+      UserError: `multi_worker` without a cluster in TF_CONFIG.
+    """
+    workers = len(_cluster().get("worker", [])) + len(_cluster().get("chief", []))
+    devices = tf.config.list_logical_devices("GPU") if workers < 2 else []
+    if name == "auto":
+        name = "multi_worker" if workers > 1 else "mirrored" if len(devices) > 1 else "one_device"
+    if name == "multi_worker":
+        if not workers:
+            raise UserError("--strategy multi_worker: the environment variable TF_CONFIG names no workers")
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "mirrored":
+        # Without GPUs, TensorFlow takes all logical CPU devices.
+        return tf.distribute.MirroredStrategy([d.name for d in devices] or _names("CPU"))
+    # Not OneDeviceStrategy, which Keras' BackupAndRestore refuses; the default one uses the first GPU.
+    return tf.distribute.get_strategy()
+
+
+def _names(kind: str) -> list[str]:
+    return [device.name for device in tf.config.list_logical_devices(kind)]
+
+
+def _cluster() -> dict[str, list[str]]:
+    """The cluster in TF_CONFIG: addresses by kind of task; empty if there is none."""
+    try:
+        return json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"the environment variable TF_CONFIG is not what TensorFlow expects: {error}"
+        ) from error
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes files."""
+    return strategy.extended.should_checkpoint
+
+
+def _several_workers(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _verbosity(strategy: tf.distribute.Strategy) -> int:
+    """Keras' `verbose`: a progress bar on a terminal, a line per epoch in a file, one worker's only."""
+    if not is_chief(strategy):
+        return 0
+    return 1 if sys.stdout.isatty() else 2
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Layers that are made inside compute in the precision of a `FitOptions.mixed_precision`."""
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(_policy(name))
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
+
+
+def _policy(name: str) -> str:
+    if name == "auto":
+        name = "float16" if tf.config.list_logical_devices("GPU") else "bfloat16"
+    return "float32" if name == "off" else f"mixed_{name}"
+
+
+def make_schedule(options: FitOptions) -> tf.keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate by step, over `options.total_steps`."""
+    if options.schedule == "cosine":
+        return tf.keras.optimizers.schedules.CosineDecay(options.learning_rate, options.total_steps)
+    # The last step at the full rate; Keras' boundaries belong to what is before them.
+    last = round(options.total_steps * (1 - options.drop_share)) - 1
+    rates = [options.learning_rate, options.learning_rate / 10]
+    return tf.keras.optimizers.schedules.PiecewiseConstantDecay([last], rates)
+
+
+def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
+    """Adam, clipped, averaged and scaled as the settings say."""
+    optimizer = tf.keras.optimizers.Adam(
+        make_schedule(options),
+        global_clipnorm=options.clipnorm or None,
+        use_ema=options.ema > 0,
+        ema_momentum=options.ema or 0.99,
+    )
+    # float16's smallest gradients would vanish; bfloat16 has the range of float32.
+    if _policy(options.mixed_precision) == "mixed_float16":
+        return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
+    """Makes all variables now: what a checkpoint restores, and what an average needs, must exist."""
+    if not codec.built:
+        codec(tf.zeros([1, patchsize, patchsize, 3]))
+    codec.optimizer.build(codec.trainable_variables)
+
+
+# --- the folder of a run -----------------------------------------------------------------------------------
+
+
+class Run:
+    """The files of a run, in `options.train_path`."""
+
+    def __init__(self, options: FitOptions):
+        self.options = options
+        self.start_step = 0
+
+    def path(self, *names: str) -> str:
+        """A file or folder of the run."""
+        return os.path.join(self.options.train_path, *names)
+
+    def begin(self, chief: bool) -> int:
+        """Prepares the folder, and says at which step to start.
+
+        Raises:
+          UserError: as of `fit`.
+        """
+        backup = tf.train.latest_checkpoint(self.path("backup", "chief"))
+        if backup and not self.options.resume:
+            raise UserError(
+                f"{self.options.train_path}: holds a training run: --resume continues it, another "
+                "--train_path begins a new one"
+            )
+        if backup:
+            self._check_same()
+            self.start_step = _saved_step(backup, self.options.steps_per_epoch)
+        if chief:
+            self._write_options()
+        return self.start_step
+
+    def _check_same(self) -> None:
+        try:
+            with open(self.path("options.json"), encoding="utf-8") as file:
+                before = json.load(file)
+        except (OSError, ValueError):
+            return
+        for name in FIXED_ON_RESUME:
+            if name in before and before[name] != getattr(self.options, name):
+                raise UserError(
+                    f"{self.options.train_path}: was begun with --{name} {before[name]}, and cannot resume "
+                    f"with {getattr(self.options, name)}"
+                )
+
+    def _write_options(self) -> None:
+        try:
+            os.makedirs(self.options.train_path, exist_ok=True)
+            temporary = self.path(".options.json.tmp")
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(dataclasses.asdict(self.options), file, indent=2)
+            os.replace(temporary, self.path("options.json"))
+        except OSError as error:
+            raise UserError(f"{self.options.train_path}: cannot be written to: {error.strerror}") from error
+
+    def callbacks(self, backup: Backup, chief: bool) -> list[tf.keras.callbacks.Callback]:
+        """Keras' callbacks. Their order matters: nothing is saved of a state that is not finite; what is best
+        is saved while the averaged weights are in place, and the backup after that, when they are not."""
+        resumed = self.start_step > 0
+        callbacks = [
+            StopOnNaN(),
+            tf.keras.callbacks.ModelCheckpoint(
+                self.path("best", "weights"),
+                monitor="val_loss",
+                mode="min",
+                save_best_only=True,
+                save_weights_only=True,
+                initial_value_threshold=_best_loss(self.path("log.csv")) if resumed else None,
+            ),
+            tf.keras.callbacks.TensorBoard(self.path("tensorboard"), write_graph=False),
+        ]
+        if chief:  # every worker would write to the same file
+            callbacks.append(tf.keras.callbacks.CSVLogger(self.path("log.csv"), append=resumed))
+        if self.options.ema:
+            callbacks.append(AveragedWeights())
+        return [*callbacks, backup]
+
+    def finish(
+        self, codec: tf.keras.Model, history: dict[str, list[float]], strategy: tf.distribute.Strategy
+    ) -> Trained:
+        """Writes the two weights files."""
+        final, best = self.path("final.safetensors"), self.path("best.safetensors")
+        # The weights of the last step, or their average: Model.fit has put it in place when it ended.
+        if is_chief(strategy):
+            codec.save(final, metadata=self._metadata())
+        with strategy.scope():
+            # The checkpoint's optimizer is not read back: this is for use, not for more training.
+            codec.load_weights(self.path("best", "weights")).expect_partial()
+        if is_chief(strategy):
+            loss = _best_loss(self.path("log.csv"))
+            codec.save(best, metadata={**self._metadata(), "validation_loss": f"{loss:.6g}"})
+        return Trained(codec, history, best, final)
+
+    def _metadata(self) -> dict[str, str]:
+        """How the weights came about, for the header of the weights file: numbers, but no paths."""
+        names = ("batchsize", "patchsize", "learning_rate", "schedule", "drop_share", "clipnorm", "ema")
+        kept = {name: str(getattr(self.options, name)) for name in (*names, "mixed_precision", "seed")}
+        return {"steps": str(self.options.total_steps), **kept}
+
+
+def _saved_step(backup: str, steps_per_epoch: int) -> int:
+    """The number of the first step that a backup has not done."""
+
+    def saved(name: str) -> int:
+        return int(tf.train.load_variable(backup, f"{name}/.ATTRIBUTES/VARIABLE_VALUE"))
+
+    return saved("ckpt_saved_epoch") * steps_per_epoch + saved("ckpt_saved_batch") + 1
+
+
+def _best_loss(log: str) -> float | None:
+    """The lowest validation loss in a `CSVLogger`'s file; None if there is none."""
+    try:
+        with open(log, newline="", encoding="utf-8") as file:
+            return min((float(row["val_loss"]) for row in csv.DictReader(file)), default=None)
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+# --- callbacks ---------------------------------------------------------------------------------------------
+
+
+class Backup(tf.keras.callbacks.BackupAndRestore):
+    """Saves the state of the run at the end of each epoch, and in the middle of one when a signal arrives.
+
+    Keras' own does either; what it can restore depends on which. The class attribute that it reads is public.
+    """
+
+    def __init__(self, backup_dir: str):
+        # With a number here, Keras restores to the exact step, not to an epoch's end.
+        super().__init__(backup_dir, save_freq=sys.maxsize, delete_checkpoint=False)
+        self._signal = 0
+        self._save_on_signal = True
+
+    def on_train_begin(self, logs=None) -> None:
+        """Restores."""
+        super().on_train_begin(logs)
+        self.save_freq = "epoch"
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        """Saves and raises `TrainingInterrupted`, if a signal has arrived."""
+        received = self._signal
+        if received and self._save_on_signal:
+            self.save_freq = 1
+        super().on_train_batch_end(batch, logs)
+        if received:
+            name = signal.Signals(received).name
+            logger.warning("%s: stopped after %d steps of this epoch; --resume continues", name, batch + 1)
+            raise TrainingInterrupted(received)
+
+    @contextlib.contextmanager
+    def on_signals(self, save: bool) -> Iterator[None]:
+        """Stops training at the end of the step in which SIGTERM or SIGINT arrives; a second one kills.
+
+        Args:
+          save: whether to save the state then. Several workers save together or not at all, and need not all
+            get the signal, or in the same step.
+        """
+        self._save_on_signal = save
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python handles signals in the main thread only
+            return
+
+        def note(signum: int, frame) -> None:
+            del frame
+            self._signal = signum
+            signal.signal(signum, before[signum])
+
+        before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
+    """Ends training with an error, before anything is saved, when the loss or a weight is not finite.
+
+    Keras' own would go on to validate and to save what is not a number over the last good state.
+    """
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        """Notes the epoch for the message."""
+        del logs
+        self._epoch = epoch
+
+    def on_batch_end(self, batch: int, logs=None) -> None:
+        """Checks the loss.
+
+        Raises:
+          UserError: it is not finite.
+        """
+        super().on_batch_end(batch, logs)
+        if self.model.stop_training:
+            self._give_up(f"the loss at step {batch + 1}")
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        """Checks the weights: those of the last step have not met a loss yet.
+
+        Raises:
+          UserError: they are not finite.
+        """
+        del epoch, logs
+        if not tf.math.is_finite(tf.linalg.global_norm(self.model.trainable_variables)):
+            self._give_up("a weight at the end")
+
+    def _give_up(self, what: str) -> None:
+        raise UserError(
+            f"training diverged: {what} of epoch {self._epoch + 1} is not finite. The state of the last good "
+            "epoch is kept: --resume continues from there, perhaps with a lower --learning_rate"
+        )
+
+
+class AveragedWeights(tf.keras.callbacks.Callback):
+    """Puts the optimizer's moving average of the weights in place from validation to the end of the epoch.
+
+    So the average is what is validated, and what a `ModelCheckpoint` before this one saves; training goes on
+    with the weights themselves. At the end of training `Model.fit` puts the average in place for good.
+    """
+
+    def on_train_begin(self, logs=None) -> None:
+        """Nothing is put aside yet."""
+        del logs
+        self._weights = None
+
+    def on_test_begin(self, logs=None) -> None:
+        """Puts the weights aside and the average in their place."""
+        del logs
+        variables = self.model.trainable_variables
+        self._weights = [variable.numpy() for variable in variables]
+        self.model.optimizer.finalize_variable_values(variables)
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        """Puts the weights back."""
+        del epoch, logs
+        for variable, value in zip(self.model.trainable_variables, self._weights):
+            variable.assign(value)

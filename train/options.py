@@ -1,0 +1,177 @@
+"""What a training run is told: one record of settings, and the command line flags that fill it.
+
+No TensorFlow here, so that `--help` and a mistyped flag do not wait for its import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+
+from models.errors import UserError
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+SCHEDULES = ("drop", "cosine")
+PRECISIONS = ("off", "auto", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Everything `train.fit.fit` needs besides the codec.
+
+    Exactly one of `train_glob` and `tfds` says where the training pictures are.
+
+    Attributes:
+      train_path: folder of the run. It gets `backup/` (what `--resume` continues from), `best/` (a checkpoint
+        of the best validation loss), `tensorboard/`, `log.csv`, `options.json`, and, when the training ends,
+        `best.safetensors` and `final.safetensors`.
+      train_glob: pictures to train on: a glob, or several with commas between; `**` descends into folders.
+      tfds: name of a TensorFlow Datasets image data set (`clic`).
+      validation_glob: pictures to validate on, as `train_glob`. Without it, some of the training pictures are
+        held out (with `train_glob`), or the data set's own validation split is taken (with `tfds`).
+      batchsize: patches per step, over all devices and workers together.
+      patchsize: side of the square patches, in pixels.
+      crops_per_image: patches cut from a picture each time it is decoded; they go to successive batches.
+        More than one saves decoding time where pictures are large and do not fit in `cache_gb`.
+      cache_gb: decoded pictures stay in memory if all of them together are at most so many GiB.
+      epochs: number of epochs; validation, checkpoints and logs come at the end of each.
+      steps_per_epoch: training steps in an epoch.
+      validation_steps: batches to validate on, at most.
+      learning_rate: Adam's learning rate, at the start.
+      schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
+        along a half cosine).
+      drop_share: the last part of the training that `drop` runs at a tenth of the rate, 0..1.
+      clipnorm: the gradients' global norm is clipped to this; 0 does not clip.
+      ema: momentum of an exponential moving average of the weights, which is then what is validated and
+        saved; 0 does not average. 0.999 averages over about the last thousand steps.
+      mixed_precision: `off`, `float16` (with loss scaling, for GPUs), `bfloat16`, or `auto`: float16 where
+        there is a GPU and bfloat16 where there is none.
+      strategy: `one_device`; `mirrored` (all GPUs of this machine); `multi_worker` (the cluster that the
+        environment variable TF_CONFIG describes); `auto` picks among them.
+      resume: continue the run in `train_path` if there is one.
+      seed: makes order and place of the patches, initial weights and random numbers repeatable.
+    """
+
+    train_path: str
+    train_glob: str | None = None
+    tfds: str | None = None
+    validation_glob: str | None = None
+    batchsize: int = 8
+    patchsize: int = 256
+    crops_per_image: int = 1
+    cache_gb: float = 2.0
+    epochs: int = 1000
+    steps_per_epoch: int = 1000
+    validation_steps: int = 8
+    learning_rate: float = 1e-4
+    schedule: str = "drop"
+    drop_share: float = 0.1
+    clipnorm: float = 1.0
+    ema: float = 0.0
+    mixed_precision: str = "off"
+    strategy: str = "auto"
+    resume: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+          UserError: a setting is out of its range, or there are no or two sources of training pictures.
+        """
+        if bool(self.train_glob) == bool(self.tfds):
+            raise UserError("give either --train_glob or --tfds to say what to train on")
+        positive = ("batchsize", "patchsize", "crops_per_image", "epochs", "steps_per_epoch")
+        for name in (*positive, "validation_steps", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
+        for name in ("cache_gb", "clipnorm"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
+        if not 0 <= self.drop_share <= 1:
+            raise UserError(f"--drop_share {self.drop_share}: must be between 0 and 1")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"--ema {self.ema}: must be at least 0 and below 1")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed}: must be at least 0 and below 2**32")
+        choices = {"schedule": SCHEDULES, "mixed_precision": PRECISIONS, "strategy": STRATEGIES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"--{name} {getattr(self, name)}: must be one of {', '.join(known)}")
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps in all epochs together."""
+        return self.epochs * self.steps_per_epoch
+
+
+def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
+    """Adds one flag for each field of `FitOptions`, of the same name; TFC's model scripts have most of them.
+
+    Args:
+      parser: of the `train` subcommand (absl's argparse_flags or argparse's own).
+      train_path: default of `--train_path`, such as `/tmp/train_elic`.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(FitOptions)}
+
+    def add(name: str, help: str, **kwargs) -> None:
+        kwargs.setdefault("default", default[name])
+        parser.add_argument(f"--{name}", help=help, **kwargs)
+
+    add("train_path", "Folder for checkpoints, logs and the trained weights.", default=train_path)
+    add(
+        "train_glob",
+        "Glob of the training pictures, of any format; several are separated by commas, and ** descends into "
+        "folders. Quote it to keep it from the shell. Pictures smaller than the patches are skipped.",
+    )
+    add("tfds", "Name of a TensorFlow Datasets image data set to train on instead, such as clic.")
+    add(
+        "validation_glob",
+        "Glob of the pictures to validate on; by default some of the training pictures are held out.",
+    )
+    add("batchsize", "Patches per training step, over all devices.", type=int)
+    add("patchsize", "Side of the square training patches, in pixels.", type=int)
+    add(
+        "crops_per_image",
+        "Patches cut from a picture each time it is decoded. More than one helps where decoding is the "
+        "bottleneck.",
+        type=int,
+    )
+    add("cache_gb", "Keep decoded pictures in memory if they need at most so many GiB.", type=float)
+    add("epochs", "Number of epochs; each ends with validation and a checkpoint.", type=int)
+    add("steps_per_epoch", "Training steps per epoch.", type=int)
+    add("validation_steps", "Batches to validate on, at most.", type=int)
+    add("learning_rate", "Learning rate of Adam.", type=float)
+    add(
+        "schedule",
+        "How the learning rate ends: drop to a tenth for the last steps, or fall along a cosine to 0.",
+        choices=SCHEDULES,
+    )
+    add("drop_share", "Part of the training that --schedule drop runs at a tenth of the rate.", type=float)
+    add("clipnorm", "Clip the global norm of the gradients to this; 0 does not clip.", type=float)
+    add("ema", "Momentum of a moving average of the weights, such as 0.999; 0 does not average.", type=float)
+    add(
+        "mixed_precision",
+        "Compute the transforms in 16 bits. Without a value: float16 on GPUs, bfloat16 elsewhere.",
+        nargs="?",
+        const="auto",
+        choices=PRECISIONS,
+    )
+    add(
+        "strategy",
+        "Where to train: one_device, mirrored (all GPUs of this machine), multi_worker (the cluster that "
+        "TF_CONFIG describes); auto picks one of them.",
+        choices=STRATEGIES,
+    )
+    add("resume", "Continue the run in --train_path, if there is one.", action="store_true")
+    add("seed", "Makes the run repeatable: order and place of patches, initial weights.", type=int)
+
+
+def fit_options(args: argparse.Namespace) -> FitOptions:
+    """The settings among parsed flags; other attributes of `args` are left alone.
+
+    Raises:
+      UserError: as of `FitOptions`.
+    """
+    return FitOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(FitOptions)})
