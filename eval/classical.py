@@ -1,0 +1,143 @@
+"""The codecs that everybody has, through Pillow: what a learned codec has to beat at the same size of file.
+
+Their settings are those of `res/eval/anchors.json`, which was measured with them (Pillow 13: libjpeg-turbo
+3.2, OpenJPEG 2.5, libwebp 1.6, libavif 1.4 with aom).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A codec and its one setting.
+
+    Attributes:
+      anchor: its name in `res/eval/anchors.json`.
+      save: the arguments of Pillow's `save` for a quality.
+      lowest, highest: the range of the quality, both ends included.
+      step: what tells two qualities apart.
+    """
+
+    anchor: str
+    save: Callable[[float], dict[str, Any]]
+    lowest: float
+    highest: float
+    step: float = 1
+
+
+def _jpeg(quality: float) -> dict[str, Any]:
+    # 4:2:0 and Huffman tables made for the picture: what a careful user would choose.
+    return {"format": "JPEG", "quality": int(quality), "subsampling": "4:2:0", "optimize": True}
+
+
+def _jpeg2000(quality: float) -> dict[str, Any]:
+    # A bare codestream (the file format around it costs 85 bytes), the irreversible 9-7 wavelet, one layer
+    # at the target rate. `rates` are ratios to the 24 bits of an uncompressed pixel.
+    return {
+        "format": "JPEG2000",
+        "no_jp2": True,
+        "irreversible": True,
+        "mct": 1,
+        "quality_mode": "rates",
+        "quality_layers": [24 / quality],
+    }
+
+
+def _webp(quality: float) -> dict[str, Any]:
+    return {"format": "WEBP", "quality": int(quality), "method": 6}
+
+
+def _avif(quality: float) -> dict[str, Any]:
+    # One thread: more of them cut the picture into tiles, which cost bytes.
+    return {"format": "AVIF", "quality": int(quality), "speed": 4, "subsampling": "4:4:4", "max_threads": 1}
+
+
+def _avif_psnr(quality: float) -> dict[str, Any]:
+    # The default tunes for what people see, at a loss in PSNR; this is the fair opponent in PSNR.
+    return {**_avif(quality), "advanced": {"tune": "psnr"}}
+
+
+CODECS = {
+    "jpeg": Classical("jpeg-420", _jpeg, 1, 95),
+    "jpeg2000": Classical("jpeg2000", _jpeg2000, 0.005, 8, step=0.005),  # quality: the target rate in bpp
+    "webp": Classical("webp-m6", _webp, 0, 100),
+    "avif": Classical("avif-444-s4", _avif, 0, 100),
+    "avif-psnr": Classical("avif-444-s4-tunepsnr", _avif_psnr, 0, 100),
+}
+
+
+def encode(codec: str, image: np.ndarray, quality: float) -> bytes:
+    """Compresses a picture.
+
+    Args:
+      codec: a name in `CODECS`.
+      image: uint8 `[H, W, 3]`.
+      quality: within the codec's range; for `jpeg2000` the target rate in bpp.
+
+    Returns:
+      The whole file.
+
+    Raises:
+      ValueError: the quality is out of range, or there is no such codec.
+    """
+    if codec not in CODECS:
+        raise ValueError(f"no codec {codec!r}: choose one of {', '.join(CODECS)}")
+    entry = CODECS[codec]
+    if not entry.lowest <= quality <= entry.highest:
+        raise ValueError(f"quality {quality} of {codec} is not in {entry.lowest}..{entry.highest}")
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, **entry.save(quality))
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The picture in a file of any of the codecs: uint8 `[H, W, 3]`."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def at_bytes(codec: str, image: np.ndarray, target_bytes: int) -> tuple[bytes, float]:
+    """The best file of a codec that is no larger than a given one.
+
+    Bisects the quality, so it takes about seven encodings. Sizes grow with the quality but for a few bytes
+    here and there; where they do not, the answer is still within the target, and the next quality is above
+    it.
+
+    Args:
+      codec: a name in `CODECS`.
+      image: uint8 `[H, W, 3]`.
+      target_bytes: the limit.
+
+    Returns:
+      The file and its quality.
+
+    Raises:
+      ValueError: even the lowest quality takes more bytes, or there is no such codec.
+    """
+    if codec not in CODECS:
+        raise ValueError(f"no codec {codec!r}: choose one of {', '.join(CODECS)}")
+    entry = CODECS[codec]
+
+    def quality(index: int) -> float:
+        return entry.lowest + index * entry.step
+
+    fits, too_large = 0, round((entry.highest - entry.lowest) / entry.step) + 1
+    best = encode(codec, image, entry.lowest)
+    if len(best) > target_bytes:
+        raise ValueError(f"{codec} cannot do it in {target_bytes} bytes: its least is {len(best)}")
+    while too_large - fits > 1:
+        middle = (fits + too_large) // 2
+        data = encode(codec, image, quality(middle))
+        if len(data) <= target_bytes:
+            fits, best = middle, data
+        else:
+            too_large = middle
+    return best, quality(fits)
