@@ -28,16 +28,23 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
 from models.errors import UserError
-from train.data import open_data, training_dataset, validation_dataset, validation_steps
+from train.data import Source, open_data, training_dataset, validation_dataset, validation_steps
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
 
 # What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
 FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "ema", "mixed_precision")
+
+
+BEST, FINAL = "best.safetensors", "final.safetensors"
+
+# Patches that `Codec.prepare` gets to see.
+CALIBRATION = 32
 
 
 class TrainingInterrupted(SystemExit):
@@ -91,6 +98,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     run = Run(options)
     start_step = run.begin(is_chief(strategy))
     source, held_out = open_data(options)
+    calibration = _calibration(source, options)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     # Quantisation noise should not repeat from the first step on after a resume.
     tf.keras.utils.set_random_seed((seed + start_step) % 2**32)
@@ -99,7 +107,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
         codec = build()
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
-        _make_variables(codec, options.patchsize)
+        _make_variables(codec, min(64, options.patchsize))
 
     def training(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return training_dataset(
@@ -126,7 +134,8 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
             callbacks=run.callbacks(backup, is_chief(strategy)),
             verbose=_verbosity(strategy),
         )
-    return run.finish(codec, history.history, strategy)
+    run.finish(codec, calibration, strategy)
+    return Trained(codec, history.history, run.path(BEST), run.path(FINAL))
 
 
 # --- devices, precision, optimizer -------------------------------------------------------------------------
@@ -225,9 +234,11 @@ def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
 
 
 def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
-    """Makes all variables now: what a checkpoint restores, and what an average needs, must exist."""
-    if not codec.built:
-        codec(tf.zeros([1, patchsize, patchsize, 3]))
+    """Makes all variables now: what a checkpoint restores, and what an average needs, must exist.
+
+    With `training=True`, since a codec makes its trainable densities only when it is trained.
+    """
+    codec(tf.zeros([1, patchsize, patchsize, 3]), training=True)
     codec.optimizer.build(codec.trainable_variables)
 
 
@@ -310,26 +321,32 @@ class Run:
         return [*callbacks, backup]
 
     def finish(
-        self, codec: tf.keras.Model, history: dict[str, list[float]], strategy: tf.distribute.Strategy
-    ) -> Trained:
-        """Writes the two weights files."""
-        final, best = self.path("final.safetensors"), self.path("best.safetensors")
-        # The weights of the last step, or their average: Model.fit has put it in place when it ended.
-        if is_chief(strategy):
-            codec.save(final, metadata=self._metadata())
+        self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy
+    ) -> None:
+        """Writes the two weights files, and leaves the best weights in the codec."""
         with strategy.scope():
+            # The weights of the last step, or their average: Model.fit has put it in place when it ended.
+            self._save(codec, FINAL, calibration, is_chief(strategy))
             # The checkpoint's optimizer is not read back: this is for use, not for more training.
             codec.load_weights(self.path("best", "weights")).expect_partial()
-        if is_chief(strategy):
-            loss = _best_loss(self.path("log.csv"))
-            codec.save(best, metadata={**self._metadata(), "validation_loss": f"{loss:.6g}"})
-        return Trained(codec, history, best, final)
+            self._save(codec, BEST, calibration, is_chief(strategy))
+
+    def _save(self, codec: tf.keras.Model, name: str, calibration: np.ndarray, chief: bool) -> None:
+        codec.prepare(calibration)
+        if chief:
+            codec.save(self.path(name), metadata=self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         """How the weights came about, for the header of the weights file: numbers, but no paths."""
         names = ("batchsize", "patchsize", "learning_rate", "schedule", "drop_share", "clipnorm", "ema")
         kept = {name: str(getattr(self.options, name)) for name in (*names, "mixed_precision", "seed")}
         return {"steps": str(self.options.total_steps), **kept}
+
+
+def _calibration(source: Source, options: FitOptions) -> np.ndarray:
+    """Training patches, uint8 `[N, P, P, 3]`, for the ranges of a codec's integers."""
+    batches = training_dataset(source, CALIBRATION, options.patchsize, seed=0)
+    return next(batches.as_numpy_iterator())
 
 
 def _saved_step(backup: str, steps_per_epoch: int) -> int:
