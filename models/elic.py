@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import tensorflow as tf
 
 from models.codec import Codec
-from models.latents import SCALES
+from models.coding.tables import NUM_SCALES
+from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
 from transforms import checkerboard
 from transforms import elic as transforms
@@ -102,9 +102,9 @@ class ELIC(Codec):
             EntropyNet(
                 [Conv(w) for w in self._parameter_widths(k)],
                 output=Output.PARAMETERS,
-                output_gain=SCALES.row_gain,
-                output_bias=SCALES.row_bias,
-                rows=SCALES.rows,
+                output_gain=ROW_GAIN,
+                output_bias=ROW_BIAS,
+                rows=NUM_SCALES,
                 name=f"parameters{k}",
             )
             for k in range(len(c.groups))
@@ -132,7 +132,7 @@ class ELIC(Codec):
             z = self.hyper_analysis(_pad_to_four(y))
         rows, columns = shape[1] // 16, shape[2] // 16
         z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.hyper_channels]
-        z_hat = coder.factorized("z", z, SCALES.rows, z_shape)
+        z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
         hyper = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
         hyper = spatially(lambda x: x[:, :rows, :columns], hyper)
         halves = spatially(checkerboard.split, hyper)

@@ -6,54 +6,27 @@ of them:
     TrainingRate   differentiable: bits under additive noise, latents rounded straight through   (needs TFC)
     FloatRate      rounded latents, bits of the float entropy model: validation during training  (needs TFC)
     TableRate      rounded latents, bits of the tables that files are written with
-    LatentEncoder  rounds latents and writes them
-    LatentDecoder  reads them
+    LatentCoder    writes rounded latents to a stream, or reads them from one
+    Walk           codes nothing
 
 The last three run the entropy networks in integers (`exact` is True), the first two in floats.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
-
 import numpy as np
 import tensorflow as tf
 
+from models.coding import rans, tables
 from transforms.exact import Fixed
 
-if TYPE_CHECKING:
-    from models.coding.rans import RansDecoder, RansEncoder
-    from models.coding.tables import CdfBank
 
-
-@dataclasses.dataclass(frozen=True)
-class ScaleTable:
-    """The log-spaced scales of the Gaussian rows: row r has scale `exp(log(low) + r * step)`."""
-
-    rows: int = 64
-    low: float = 0.11
-    high: float = 256.0
-
-    @property
-    def step(self) -> float:
-        return float(np.log(self.high / self.low) / (self.rows - 1))
-
-    def scales(self) -> np.ndarray:
-        """float64 [rows]."""
-        return np.exp(np.log(self.low) + self.step * np.arange(self.rows))
-
-    @property
-    def row_gain(self) -> float:
-        """Row index = row_gain * ln(scale) + row_bias."""
-        return 1 / self.step
-
-    @property
-    def row_bias(self) -> float:
-        return float(-np.log(self.low) / self.step)
-
-
-SCALES = ScaleTable()
+#: Gaussian rows are log-spaced: row r has scale exp(LOG_SCALE_MIN + r * LOG_SCALE_STEP). So the row is an affine function
+#: of the logarithm of the scale, ROW_GAIN * ln(scale) + ROW_BIAS, and a network needs no exponential to find it.
+LOG_SCALE_MIN = float(np.log(tables.SCALES_MIN))
+LOG_SCALE_STEP = float(np.log(tables.SCALES_MAX / tables.SCALES_MIN) / (tables.NUM_SCALES - 1))
+ROW_GAIN = 1 / LOG_SCALE_STEP
+ROW_BIAS = -LOG_SCALE_MIN / LOG_SCALE_STEP
 
 
 @tf.custom_gradient
@@ -81,14 +54,14 @@ class EntropyModels(tf.Module):
         import tensorflow_compression as tfc
 
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
-        self.hyper = tfc.ContinuousBatchedEntropyModel(self.prior, coding_rank=3, compression=False)
-        log_low, step = np.log(SCALES.low), SCALES.step
+        self.hyper = tfc.ContinuousBatchedEntropyModel(self.prior, coding_rank=3, compression=False, bottleneck_dtype=tf.float32)
         self.latent = tfc.LocationScaleIndexedEntropyModel(
             tfc.NoisyNormal,
-            num_scales=SCALES.rows,
-            scale_fn=lambda row: tf.exp(log_low + step * row),
+            num_scales=tables.NUM_SCALES,
+            scale_fn=lambda row: tf.exp(LOG_SCALE_MIN + LOG_SCALE_STEP * row),
             coding_rank=3,
             compression=False,
+            bottleneck_dtype=tf.float32,
         )
 
     def prior_pmf(self, limit: int = 96) -> tuple[np.ndarray, int]:
@@ -117,7 +90,7 @@ class _FloatCoder:
 
     def gaussian(self, name: str, latent: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
         mean, log_scale = tf.split(parameters, 2, -1)
-        rows = SCALES.row_gain * log_scale + SCALES.row_bias
+        rows = ROW_GAIN * log_scale + ROW_BIAS
         _, bits = self._models.latent(latent, rows, loc=mean, training=self.training)
         self._count(name, bits)
         return round_through(latent - mean) + mean
@@ -174,19 +147,13 @@ def _flat(x: tf.Tensor) -> tf.Tensor:
 class TableRate(_ExactCoder):
     """Bits [B] by latent under the integer tables of `bank`: what a perfect coder would write."""
 
-    #: An exception (a symbol outside its table) is written as a position and a value.
-    EXCEPTION_BITS = 48.0
-
-    def __init__(self, bank: CdfBank):
-        lengths = bank.lengths.astype(np.int64)
-        bits = bank.precision - np.log2(np.maximum(bank.frequencies, 1))
-        # Rows that are not coded cost nothing, unless the symbol is not 0.
-        starts = np.cumsum(lengths) - lengths
-        coded = np.repeat(bank.coded, lengths)
-        self._bits = np.where(coded, bits, 0.0).astype(np.float32)
-        self._starts = starts.astype(np.int32)
-        self._lengths = np.where(bank.coded, lengths, 1).astype(np.int32)
-        self._offsets = bank.offsets.astype(np.int32)
+    def __init__(self, bank: tables.CdfBank):
+        # One lookup a symbol. A row that is not coded has one entry, 0, that costs nothing.
+        self._bits = np.where(np.repeat(bank.coded, bank.lengths), bank.precision - np.log2(bank.frequencies), 0.0)
+        self._bits = self._bits.astype(np.float32)
+        self._starts = bank.starts.astype(np.int32)
+        self._lengths = np.where(bank.coded, bank.lengths, 1).astype(np.int32)
+        self._offsets = np.where(bank.coded, bank.offsets, 0).astype(np.int32)
         self.bits: dict[str, tf.Tensor] = {}
 
     def _code(self, name, symbols, rows, folded):
@@ -194,32 +161,25 @@ class TableRate(_ExactCoder):
         length = tf.gather(self._lengths, rows)
         inside = (value >= 0) & (value < length)
         index = tf.gather(self._starts, rows) + tf.clip_by_value(value, 0, length - 1)
-        bits = tf.where(inside, tf.gather(self._bits, index), self.EXCEPTION_BITS)
+        bits = tf.where(inside, tf.gather(self._bits, index), float(tables.EXCEPTION_BITS))
         if folded:
             bits += tf.cast(inside & (value > 0), tf.float32)
         self.bits[name] = self.bits.get(name, 0.0) + tf.reduce_sum(bits, 1)
         return symbols
 
 
-class LatentEncoder(_ExactCoder):
-    """Writes the latents' symbols to a `RansEncoder`, and keeps them for the fingerprint."""
+class LatentCoder(_ExactCoder):
+    """Writes the latents' symbols to a `RansEncoder`, or reads them from a `RansDecoder`."""
 
-    def __init__(self, stream: RansEncoder):
-        self.stream = stream
-        self.symbols: list[tf.Tensor] = []
-
-    def _code(self, name, symbols, rows, folded):
-        self.symbols.append(symbols)
-        return self.stream.code(rows, symbols, folded=folded)
-
-
-class LatentDecoder(_ExactCoder):
-    """Reads the latents' symbols from a `RansDecoder`, and keeps them for the fingerprint."""
-
-    def __init__(self, stream: RansDecoder):
-        self.stream = stream
-        self.symbols: list[tf.Tensor] = []
+    def __init__(self, stream: rans.RansEncoder | rans.RansDecoder):
+        self._stream = stream
 
     def _code(self, name, symbols, rows, folded):
-        self.symbols.append(self.stream.code(rows, folded=folded))
-        return self.symbols[-1]
+        return self._stream.code(rows, symbols, folded=folded)
+
+
+class Walk(_ExactCoder):
+    """Codes nothing: walks through a model so that its layers make their variables."""
+
+    def _code(self, name, symbols, rows, folded):
+        return tf.zeros_like(rows) if symbols is None else symbols

@@ -1,0 +1,340 @@
+"""`Codec`: a Keras model that is also a file format.
+
+A paper's file gives a `Config`, the transforms, `transmit` and `reconstruct`; this module gives the rest: padding to the
+stride and cropping back, the rate-distortion training step, compressing to and decompressing from bytes, and the
+weights file. See `models/elic.py` for how a model uses it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from models import registry, weights
+from models.coding import container, rans, tables
+from models.errors import UserError
+from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate, Walk
+from transforms import exact
+
+
+class Codec(tf.keras.Model):
+    """Base of the zoo's codecs.
+
+    Args:
+      config: the architecture, an instance of the model's `Config`.
+      lmbda: λ of the loss `bpp + λ · MSE`, MSE on the 0..255 scale.
+
+    A model gives:
+      stride: rows and columns of pixels that a picture is padded to a multiple of.
+      transmit(coder, images=None, shape=None, **controls): **one** method for both directions. It walks the latents in
+        coding order and hands each to `coder` (`models/latents.py`), which returns it decoded. images: float32
+        [B, H, W, 3] in 0..255, padded; or, where there are none, shape: (B, H, W). Returns the decoded latents.
+      reconstruct(latents): the synthesis, float32 [B, H, W, 3] in 0..255.
+      prior_channels(): channels of the factorised prior.
+    """
+
+    stride: tuple[int, int] = (64, 64)
+    entry = None  # set by registry.register
+
+    def __init__(self, config, lmbda: float = 0.01):
+        super().__init__(name=type(self).__name__.lower())
+        if not lmbda > 0:
+            raise UserError(f"λ must be positive, not {lmbda}")
+        self.config = config
+        self.lmbda = lmbda
+        self.bank: tables.CdfBank | None = None
+        self._coder: rans.RansCoder | None = None
+        self.weights_id = bytes(4)
+        self._entropy_models: EntropyModels | None = None
+        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in ("loss", "bpp", "mse", "psnr")}
+
+    # ---- what a model gives -------------------------------------------------------------------------------------
+
+    def transmit(self, coder, images=None, shape=None, **controls):
+        raise NotImplementedError
+
+    def reconstruct(self, latents):
+        raise NotImplementedError
+
+    def prior_channels(self) -> int:
+        raise NotImplementedError
+
+    # ---- pixels -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def normalise(images: tf.Tensor) -> tf.Tensor:
+        """0..255 to -0.5..0.5."""
+        return images * (1 / 255) - 0.5
+
+    @staticmethod
+    def denormalise(images: tf.Tensor) -> tf.Tensor:
+        """-0.5..0.5 to 0..255, float32."""
+        return (tf.cast(images, tf.float32) + 0.5) * 255
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width rounded up to the stride."""
+        return tuple(-(-n // s) * s for n, s in zip((height, width), self.stride))
+
+    def pad(self, images: tf.Tensor) -> tf.Tensor:
+        """Reflects [B, H, W, 3] at the bottom and right edge up to the stride; any size from 1x1."""
+        for axis, stride in zip((1, 2), self.stride):
+            size = tf.shape(images)[axis]
+            # A triangle wave of period 2 (n - 1) reflects as often as needed; a single row is repeated.
+            period = tf.maximum(2 * (size - 1), 1)
+            position = tf.range(-(-size // stride) * stride) % period
+            images = tf.gather(images, tf.minimum(position, period - position) % size, axis=axis)
+        return images
+
+    # ---- the differentiable path ----------------------------------------------------------------------------------
+
+    @property
+    def entropy_models(self) -> EntropyModels:
+        """The trainable densities, made when first asked for: they need TFC, which coding does not."""
+        if self._entropy_models is None:
+            with tf.init_scope():
+                self._entropy_models = EntropyModels(self.prior_channels())
+        return self._entropy_models
+
+    def _rate_coder(self, training: bool):
+        if training:
+            return TrainingRate(self.entropy_models)
+        return FloatRate(self.entropy_models) if self.bank is None else TableRate(self.bank)
+
+    def call(self, images, training=False):
+        """Images [B, H, W, 3] in 0..255 -> (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
+
+        With training=False latents are rounded; once tables exist (`prepare`, `load`) the entropy networks run in
+        integers and the bits are those of the tables, so that estimates and files agree.
+        """
+        coder = self._rate_coder(training)
+        images = tf.cast(images, tf.float32)
+        reconstruction = self.reconstruct(self.transmit(coder, self.pad(images)))
+        return reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]], coder.bits
+
+    def _rate_distortion(self, images, training: bool) -> dict[str, tf.Tensor]:
+        images = tf.cast(images, tf.float32)
+        reconstruction, bits = self(images, training=training)
+        pixels = tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
+        bpp = tf.reduce_mean(tf.add_n(list(bits.values()))) / pixels
+        if not training:
+            reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
+        mse = tf.reduce_mean(tf.math.squared_difference(reconstruction, images), [1, 2, 3])
+        psnr = tf.reduce_mean(10 * tf.math.log(255.0**2 / tf.maximum(mse, 1e-9)) / np.log(10.0))
+        mse = tf.reduce_mean(mse)
+        return {"loss": bpp + self.lmbda * mse, "bpp": bpp, "mse": mse, "psnr": psnr}
+
+    def _update(self, losses: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        for name, value in losses.items():
+            self._trackers[name].update_state(value)
+        return {name: metric.result() for name, metric in self._trackers.items()}
+
+    @property
+    def metrics(self):
+        return list(self._trackers.values())
+
+    def train_step(self, images):
+        """One step of `loss = bpp + λ · MSE` on a batch [B, P, P, 3]."""
+        with tf.GradientTape() as tape:
+            losses = self._rate_distortion(images, training=True)
+            # Under tf.distribute gradients are summed over replicas: each contributes its share of the global mean.
+            loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
+        # `minimize` scales the loss where float16 needs it.
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        return self._update(losses)
+
+    def test_step(self, images):
+        return self._update(self._rate_distortion(images, training=False))
+
+    # ---- variables and tables: what a weights file holds ------------------------------------------------------------
+
+    def build_variables(self, training: bool = False) -> None:
+        """Creates all variables, by walking through the smallest picture; with `training` the entropy models too."""
+        self.reconstruct(self.transmit(Walk(), tf.zeros([1, *self.stride, 3])))
+        self.built = True
+        if training:
+            self.entropy_models.latent  # noqa: B018 - made by being asked for
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """All variables of the model by path, such as `analysis/layers/0/kernel`. They are stored under these names."""
+        found, seen = {}, set()
+
+        def visit(item, path):
+            if isinstance(item, tf.Variable):
+                if id(item) not in seen:
+                    found["/".join(path).lstrip("_")] = item
+                seen.add(id(item))
+                return
+            for name, child in tf.train.TrackableView.children(item).items():
+                if not path and (name == "optimizer" or isinstance(child, tf.keras.metrics.Metric)):
+                    continue
+                visit(child, [*path, name])
+
+        visit(self, [])
+        return {name: v for name, v in found.items() if not name.startswith(("trackers/", "coder/"))}
+
+    def prepare(self, images: np.ndarray) -> None:
+        """Derives what coding needs from the trained weights: the tables and the integer form of the entropy networks.
+
+        Weights are rounded to float16 first, since that is how they are stored.
+
+        Args:
+          images: calibration pictures, uint8 or float [B, H, W, 3]; a few dozen training crops.
+        """
+        for variable in self.named_variables().values():
+            if variable.dtype == tf.float32:
+                variable.assign(_through_float16(variable.numpy()))
+        pmf, offset = self.entropy_models.prior_pmf()
+        rows = [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
+        self._set_bank(tables.CdfBank.from_pmfs(rows))
+        with exact.calibrating(self.submodules):
+            self.transmit(TableRate(self.bank), self.pad(tf.cast(images, tf.float32)))
+        self.weights_id = weights.fingerprint(self.tensors())
+
+    def _set_bank(self, bank: tables.CdfBank) -> None:
+        self.bank = bank
+        self._coder = None
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All that a weights file holds, by name: float16 weights, integer networks, tables (`bank/...`)."""
+        result = {}
+        for name, variable in self.named_variables().items():
+            value = variable.numpy()
+            # Multipliers and steps of the integer form are exact float32 numbers; trained weights are float16.
+            result[name] = value.astype(np.float16) if variable.trainable else value
+        if self.bank is not None:
+            result |= {f"bank/{name}": value for name, value in self.bank.tensors().items()}
+        return result
+
+    def save(self, path, metadata: dict[str, str] | None = None) -> None:
+        """Writes a weights file that `load` reads; `prepare` first.
+
+        Args:
+          path: ends in .safetensors by custom.
+          metadata: strings that go into its header besides model, configuration and λ.
+        """
+        if self.bank is None:
+            raise ValueError("prepare() the codec before saving it: coding needs its tables")
+        header = {
+            "model": self.entry.name,
+            "config": weights.config_to_json(self.config),
+            "lambda": str(self.lmbda),
+            "weights_id": self.weights_id.hex(),
+        }
+        weights.write(path, self.tensors(), {**(metadata or {}), **header})
+
+    def assign(self, values: dict[str, np.ndarray], source: str = "the weights file", partial: bool = False) -> None:
+        """Gives variables (and tables) their values by name. UserError if they are not of this model and configuration.
+
+        partial: variables that `values` does not name keep theirs.
+        """
+        values = dict(values)
+        bank = {name[5:]: values.pop(name) for name in list(values) if name.startswith("bank/")}
+        variables = self.named_variables()
+        # Coding does without the densities of training.
+        unused = [n for n in values if n not in variables and not n.startswith("entropy_models/")]
+        missing = [] if partial else [n for n in variables if n not in values]
+        wrong = [n for n in values if n in variables and values[n].shape != tuple(variables[n].shape)]
+        if unused or missing or wrong:
+            name = (wrong or missing or unused)[0]
+            raise UserError(f"{source}: is not of this model and configuration (at {name})")
+        for name, value in values.items():
+            if name in variables:
+                variables[name].assign(value.astype(variables[name].dtype.as_numpy_dtype))
+        if bank:
+            self._set_bank(tables.CdfBank.from_tensors(bank))
+
+    # ---- pictures to bytes and back ---------------------------------------------------------------------------------
+
+    @property
+    def coder(self) -> rans.RansCoder:
+        """The tables in the form the coder looks them up."""
+        if self.bank is None:
+            raise ValueError("no tables yet: prepare() the codec or load trained weights")
+        if self._coder is None:
+            self._coder = rans.RansCoder(self.bank)
+        return self._coder
+
+    def compress(self, image: np.ndarray, **controls) -> bytes:
+        """A picture, uint8 [H, W, 3], as the bytes of a file."""
+        return self.compress_batch(np.asarray(image)[None], **controls)[0]
+
+    def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:
+        """Pictures of one size, uint8 [B, H, W, 3], as files; each the same as if it were compressed alone."""
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
+            raise UserError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
+        header = container.Header(self.entry.model_id, self.weights_id, images.shape[1], images.shape[2])
+        stream = rans.RansEncoder(self.coder)
+        self.transmit(LatentCoder(stream), self.pad(tf.cast(images, tf.float32)), **controls)
+        marks = stream.fingerprint(container.header_bytes(header)).numpy()
+        return [container.pack(header, p, int(m)) for p, m in zip(stream.finish().numpy(), marks)]
+
+    def decompress(self, data: bytes, groups: int | None = None, partial: bool = False) -> np.ndarray:
+        """The picture, uint8 [H, W, 3], that is in the bytes of a file.
+
+        Args:
+          data: from `compress`.
+          groups: decode only so many of the latent's groups, for a quick or progressive preview (ELIC).
+          partial: the file may be cut off anywhere behind its header; show what it still holds.
+
+        Raises:
+          container.StreamError: not a file of this model and these weights, damaged or cut off. One line.
+        """
+        header, payload, fingerprint = container.unpack(data, partial=partial)
+        self.check_header(header)
+        height, width = header.height, header.width
+        controls = {} if groups is None else {"groups": groups}
+        try:
+            stream = rans.RansDecoder(self.coder, tf.constant([payload]), partial=partial)
+            latents = self.transmit(LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls)
+            if groups is None and not partial:
+                stream.finish()
+                if int(stream.fingerprint(container.header_bytes(header)).numpy()[0]) != fingerprint:
+                    raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
+        except tf.errors.InvalidArgumentError as error:
+            raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
+        return to_uint8(self.reconstruct(latents)[0, :height, :width])
+
+    def check_header(self, header: container.Header) -> None:
+        """StreamError unless the stream is of this model and of these weights."""
+        if header.model_id != self.entry.model_id:
+            raise container.StreamError(f"stream of another model (id {header.model_id}), not of {self.entry.name}")
+        if header.weights_id != self.weights_id:
+            raise container.StreamError(
+                f"stream written with other weights ({header.weights_id.hex()}), not with these ({self.weights_id.hex()})"
+            )
+        if header.controls:
+            raise container.StreamError(f"damaged stream: {self.entry.name} has no control bytes")
+
+
+def load(path, training: bool = False) -> Codec:
+    """The codec that a weights file describes, ready to compress and decompress.
+
+    Args:
+      path: of a .safetensors file.
+      training: also load what only training needs (imports TFC), to go on from these weights.
+
+    Raises:
+      UserError: no such file, not ours, damaged.
+    """
+    values, metadata = weights.read(path)
+    entry = registry.get(metadata.get("model", ""))
+    codec = entry.codec(
+        weights.config_from_json(entry.config, metadata.get("config", "")), lmbda=float(metadata["lambda"])
+    )
+    codec.build_variables(training)
+    codec.assign(values, source=str(path))
+    codec.weights_id = weights.fingerprint(values)
+    if codec.weights_id.hex() != metadata.get("weights_id"):
+        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
+    return codec
+
+
+def to_uint8(image: tf.Tensor) -> np.ndarray:
+    """Rounds and clips 0..255 to uint8."""
+    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8).numpy()
+
+
+def _through_float16(value: np.ndarray) -> np.ndarray:
+    limit = np.finfo(np.float16).max
+    return np.clip(value, -limit, limit).astype(np.float16).astype(np.float32)

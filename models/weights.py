@@ -1,0 +1,96 @@
+"""Weights files: named tensors in safetensors, with a header that says what they are.
+
+Metadata (strings, as safetensors has them): `format` ("lic-zoo 1"), `model`, `config` (JSON of the model's Config), `lambda`,
+`weights_id`, and whatever training and measuring add. Floats are stored as float16, tables and the integer form of the
+entropy networks as integers. Reading needs neither TensorFlow nor TFC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from models import images
+from models.errors import UserError
+
+FORMAT = "lic-zoo 1"
+#: Trained weights that ship: res/weights/<model>/<preset>.safetensors.
+SHIPPED = Path(__file__).resolve().parent.parent / "res" / "weights"
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """4 bytes that name a set of tensors: files written with other weights are told apart by them."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.tobytes())
+    return digest.digest()[:4]
+
+
+def write(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], force: bool = True) -> None:
+    """Writes a weights file, whole or not at all. UserError if that fails."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    images.atomic_write(path, save(tensors, metadata={"format": FORMAT, **metadata}), force=force)
+
+
+def read_metadata(path) -> dict[str, str]:
+    """The header of a weights file. UserError if it is none of ours."""
+    return _open(path, lambda file: dict(file.metadata() or {}))
+
+
+def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a weights file. UserError if it is missing, damaged, or none of ours."""
+    return _open(path, lambda file: ({n: file.get_tensor(n) for n in file.keys()}, dict(file.metadata())))  # noqa: SIM118
+
+
+def _open(path, use):
+    from safetensors import SafetensorError, safe_open
+
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise UserError(f"{path}: not a weights file of this zoo")
+            return use(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable weights file ({error})") from error
+
+
+def config_to_json(config) -> str:
+    """A model's Config as JSON."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+def config_from_json(config_class, text: str):
+    """Inverse of `config_to_json`: lists become tuples again. UserError if it does not fit the class."""
+    try:
+        fields = json.loads(text)
+        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the configuration in the weights file does not fit {config_class.__module__}: {error}") from error
+
+
+def shipped(model: str) -> list[Path]:
+    """The weights files that ship for `model`, sorted by name."""
+    return sorted((SHIPPED / model).glob("*.safetensors"))
+
+
+def find(model: str, weights_id: bytes) -> Path:
+    """The shipped weights that wrote a file. UserError if it is none of them."""
+    for path in shipped(model):
+        if read_metadata(path).get("weights_id") == weights_id.hex():
+            return path
+    raise UserError(
+        f"the stream was written with {model} weights {weights_id.hex()}, which are not among those in {SHIPPED / model}; "
+        "name their file with --weights"
+    )
