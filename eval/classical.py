@@ -127,7 +127,7 @@ def at_bytes(codec: str, image: np.ndarray, target_bytes: int) -> tuple[bytes, f
     entry = CODECS[codec]
 
     def quality(index: int) -> float:
-        return entry.lowest + index * entry.step
+        return min(entry.lowest + index * entry.step, entry.highest)
 
     fits, too_large = 0, round((entry.highest - entry.lowest) / entry.step) + 1
     best = encode(codec, image, entry.lowest)
