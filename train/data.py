@@ -122,6 +122,8 @@ class Photographs:
         order = _permutation(seed, turn, len(self))
         for attempt in range(min(len(self), MAX_DAMAGED)):
             index = order[(place + attempt) % len(self)]
+            if self.photographs[index].path in self._damaged:
+                continue
             random = np.random.Generator(np.random.Philox(key=[seed, draw]))
             try:
                 if count == 1:
@@ -169,7 +171,7 @@ class Photographs:
         with self._lock:
             if path not in self._damaged:
                 self._damaged.add(path)
-                logger.warning("skipped %d damaged pictures so far, the last: %s", len(self._damaged), error)
+                logger.warning("damaged pictures skipped so far: %d. The last: %s", len(self._damaged), error)
 
 
 @functools.lru_cache(maxsize=4)
@@ -214,8 +216,8 @@ def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photogra
         raise UserError(f"{pattern}: no picture to train with among {len(paths)} files: {skipped}")
     logger.log(
         logging.WARNING if damaged or small else logging.INFO,
-        "%s: %d pictures%s; skipped %s",
-        *(pattern, len(large), "" if pixels is None else ", held in memory", skipped),
+        "%s: %d of %d files%s; skipped %s",
+        *(pattern, len(large), len(paths), "" if pixels is None else ", held in memory", skipped),
     )
     return Photographs(large, patchsize, pixels)
 
@@ -251,12 +253,15 @@ def decode(photograph: Photograph) -> np.ndarray:
 
 def _tf_decode(path: str, decoder) -> np.ndarray:
     try:
+        with open(path, "rb") as file:
+            data = file.read()
         # Without the device, TensorFlow would copy pixels to a GPU and back.
         with tf.device("cpu:0"):
-            return decoder(tf.io.read_file(path)).numpy()
+            return decoder(data).numpy()
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except tf.errors.OpError as error:
-        reason = str(error.message).split("\n")[0].replace("{{function_node __wrapped__", "")
-        raise UserError(f"{path}: damaged or truncated picture ({reason})") from error
+        raise UserError(f"{path}: damaged or truncated picture") from error
 
 
 def _decode_or_none(photograph: Photograph) -> np.ndarray | None:
