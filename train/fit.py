@@ -324,12 +324,13 @@ class Run:
         self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy
     ) -> None:
         """Writes the two weights files, and leaves the best weights in the codec."""
+        chief = is_chief(strategy)
         with strategy.scope():
             # The weights of the last step, or their average: Model.fit has put it in place when it ended.
-            self._save(codec, FINAL, calibration, is_chief(strategy))
+            self._save(codec, FINAL, calibration, chief)
             # The checkpoint's optimizer is not read back: this is for use, not for more training.
             codec.load_weights(self.path("best", "weights")).expect_partial()
-            self._save(codec, BEST, calibration, is_chief(strategy))
+            self._save(codec, BEST, calibration, chief)
 
     def _save(self, codec: tf.keras.Model, name: str, calibration: np.ndarray, chief: bool) -> None:
         codec.prepare(calibration)
@@ -388,15 +389,24 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         self.save_freq = "epoch"
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
-        """Saves and raises `TrainingInterrupted`, if a signal has arrived."""
-        received = self._signal
-        if received and self._save_on_signal:
+        """Saves and raises `TrainingInterrupted`, if a signal has arrived in the middle of an epoch."""
+        # After the last step comes the end of the epoch, with a validation that would be missed otherwise.
+        stop = self._signal and batch + 1 < self.params["steps"]
+        if stop and self._save_on_signal:
             self.save_freq = 1
         super().on_train_batch_end(batch, logs)
-        if received:
-            name = signal.Signals(received).name
-            logger.warning("%s: stopped after %d steps of this epoch; --resume continues", name, batch + 1)
-            raise TrainingInterrupted(received)
+        if stop:
+            self._stop()
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        """Saves, and raises `TrainingInterrupted` if a signal has arrived."""
+        super().on_epoch_end(epoch, logs)
+        if self._signal:
+            self._stop()
+
+    def _stop(self) -> None:
+        logger.warning("%s: training stopped; --resume continues", signal.Signals(self._signal).name)
+        raise TrainingInterrupted(self._signal)
 
     @contextlib.contextmanager
     def on_signals(self, save: bool) -> Iterator[None]:
@@ -446,12 +456,14 @@ class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
             self._give_up(f"the loss at step {batch + 1}")
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
-        """Checks the weights: those of the last step have not met a loss yet.
+        """Checks the validation loss, and the weights: those of the last step have not met a loss yet.
 
         Raises:
           UserError: they are not finite.
         """
-        del epoch, logs
+        del epoch
+        if not np.isfinite((logs or {}).get("val_loss", 0.0)):
+            self._give_up("the validation loss")
         if not tf.math.is_finite(tf.linalg.global_norm(self.model.trainable_variables)):
             self._give_up("a weight at the end")
 
