@@ -147,12 +147,19 @@ class Codec(tf.keras.Model):
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 
-    def build_variables(self, training: bool = False) -> None:
-        """Creates all variables, by walking through the smallest picture; with `training` the entropy models too."""
-        self.reconstruct(self.transmit(Walk(), tf.zeros([1, *self.stride, 3])))
-        self.built = True
+    def build_variables(self, training: bool = False, synthesis: bool = True) -> None:
+        """Creates variables, by walking through the smallest picture.
+
+        training: those of training (float entropy networks, densities); else those of coding (integer networks).
+        synthesis: also those that only decoding needs.
+        """
+        picture = tf.zeros([1, *self.stride, 3])
         if training:
-            self.entropy_models.latent  # noqa: B018 - made by being asked for
+            self(picture, training=True)
+            return
+        latents = self.transmit(Walk(), picture)
+        if synthesis:
+            self.reconstruct(latents)
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """All variables of the model by path, such as `analysis/layers/0/kernel`. They are stored under these names."""
@@ -181,7 +188,7 @@ class Codec(tf.keras.Model):
           images: calibration pictures, uint8 or float [B, H, W, 3]; a few dozen training crops.
         """
         for variable in self.named_variables().values():
-            if variable.dtype == tf.float32:
+            if variable.trainable:
                 variable.assign(_through_float16(variable.numpy()))
         pmf, offset = self.entropy_models.prior_pmf()
         rows = [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
@@ -222,24 +229,18 @@ class Codec(tf.keras.Model):
         }
         weights.write(path, self.tensors(), {**(metadata or {}), **header})
 
-    def assign(self, values: dict[str, np.ndarray], source: str = "the weights file", partial: bool = False) -> None:
-        """Gives variables (and tables) their values by name. UserError if they are not of this model and configuration.
+    def assign(self, values: dict[str, np.ndarray], source: str = "the weights") -> None:
+        """Gives the variables that exist, and the tables, their values by name.
 
-        partial: variables that `values` does not name keep theirs.
+        Raises:
+          UserError: the values are not of this model and configuration.
         """
-        values = dict(values)
-        bank = {name[5:]: values.pop(name) for name in list(values) if name.startswith("bank/")}
-        variables = self.named_variables()
-        # Coding does without the densities of training.
-        unused = [n for n in values if n not in variables and not n.startswith("entropy_models/")]
-        missing = [] if partial else [n for n in variables if n not in values]
-        wrong = [n for n in values if n in variables and values[n].shape != tuple(variables[n].shape)]
-        if unused or missing or wrong:
-            name = (wrong or missing or unused)[0]
-            raise UserError(f"{source}: is not of this model and configuration (at {name})")
-        for name, value in values.items():
-            if name in variables:
-                variables[name].assign(value.astype(variables[name].dtype.as_numpy_dtype))
+        bank = {name[5:]: value for name, value in values.items() if name.startswith("bank/")}
+        for name, variable in self.named_variables().items():
+            value = values.get(name)
+            if value is None or value.shape != tuple(variable.shape):
+                raise UserError(f"{source}: not of this model and configuration (at {name})")
+            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
         if bank:
             self._set_bank(tables.CdfBank.from_tensors(bank))
 
@@ -286,11 +287,15 @@ class Codec(tf.keras.Model):
         controls = {} if groups is None else {"groups": groups}
         try:
             stream = rans.RansDecoder(self.coder, tf.constant([payload]), partial=partial)
-            latents = self.transmit(LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls)
+            latents = self.transmit(
+                LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls
+            )
             if groups is None and not partial:
                 stream.finish()
                 if int(stream.fingerprint(container.header_bytes(header)).numpy()[0]) != fingerprint:
-                    raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
+                    raise container.StreamError(
+                        "damaged stream: the decoded symbols are not those that were coded"
+                    )
         except tf.errors.InvalidArgumentError as error:
             raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
         return to_uint8(self.reconstruct(latents)[0, :height, :width])
@@ -298,7 +303,9 @@ class Codec(tf.keras.Model):
     def check_header(self, header: container.Header) -> None:
         """StreamError unless the stream is of this model and of these weights."""
         if header.model_id != self.entry.model_id:
-            raise container.StreamError(f"stream of another model (id {header.model_id}), not of {self.entry.name}")
+            raise container.StreamError(
+                f"stream of another model (id {header.model_id}), not of {self.entry.name}"
+            )
         if header.weights_id != self.weights_id:
             raise container.StreamError(
                 f"stream written with other weights ({header.weights_id.hex()}), not with these ({self.weights_id.hex()})"
@@ -307,27 +314,59 @@ class Codec(tf.keras.Model):
             raise container.StreamError(f"damaged stream: {self.entry.name} has no control bytes")
 
 
-def load(path, training: bool = False) -> Codec:
-    """The codec that a weights file describes, ready to compress and decompress.
+def load(path, synthesis: bool = True) -> Codec:
+    """The codec that a weights file describes, ready to compress and decompress. Imports no TFC.
 
     Args:
       path: of a .safetensors file.
-      training: also load what only training needs (imports TFC), to go on from these weights.
+      synthesis: False loads only what compressing needs.
 
     Raises:
       UserError: no such file, not ours, damaged.
     """
-    values, metadata = weights.read(path)
-    entry = registry.get(metadata.get("model", ""))
-    codec = entry.codec(
-        weights.config_from_json(entry.config, metadata.get("config", "")), lmbda=float(metadata["lambda"])
-    )
-    codec.build_variables(training)
+    codec, values, weights_id = _from_file(path)
+    with _without_initialisers():
+        codec.build_variables(synthesis=synthesis)
     codec.assign(values, source=str(path))
-    codec.weights_id = weights.fingerprint(values)
-    if codec.weights_id.hex() != metadata.get("weights_id"):
-        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
+    codec.weights_id = weights_id
     return codec
+
+
+def load_for_training(path, lmbda: float | None = None) -> Codec:
+    """The codec of a weights file, to go on training from: without tables and integers, which belong to these weights.
+
+    lmbda: λ to train with; that of the file by default. Raises UserError as `load` does.
+    """
+    codec, values, _ = _from_file(path)
+    codec.lmbda = lmbda or codec.lmbda
+    codec.build_variables(training=True)
+    codec.assign(
+        {name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path)
+    )
+    return codec
+
+
+def _from_file(path) -> tuple[Codec, dict[str, np.ndarray], bytes]:
+    """A codec without variables, the tensors of its weights file, and their fingerprint."""
+    values, metadata = weights.read(path)
+    weights_id = weights.fingerprint(values)
+    if weights_id.hex() != metadata.get("weights_id"):
+        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
+    entry = registry.get(metadata.get("model", ""))
+    config = weights.config_from_json(entry.config, metadata.get("config", ""))
+    return entry.codec(config, lmbda=float(metadata["lambda"])), values, weights_id
+
+
+def _without_initialisers():
+    """Variables made within start at zero: drawing random numbers that are overwritten took a third of loading."""
+
+    def zeros(next_creator, **kwargs):
+        shape, dtype = kwargs.get("shape"), kwargs.get("dtype")
+        if callable(kwargs.get("initial_value")) and shape is not None:
+            kwargs["initial_value"] = lambda: tf.zeros(shape, dtype)
+        return next_creator(**kwargs)
+
+    return tf.variable_creator_scope(zeros)
 
 
 def to_uint8(image: tf.Tensor) -> np.ndarray:

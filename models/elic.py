@@ -19,6 +19,10 @@ most of the energy: decoding only those already shows the picture (`groups`, sec
 from __future__ import annotations
 
 import dataclasses
+import os
+
+if __name__ == "__main__":  # a command line does not open with TensorFlow's log
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 
@@ -70,7 +74,7 @@ PRESETS = {
 }
 
 
-@register("elic", model_id=1, config=Config, presets=PRESETS)
+@register("elic", model_id=1, config=Config, presets=PRESETS, progressive=True)
 class ELIC(Codec):
     """ELIC on the zoo's contract; see `Codec`."""
 
@@ -157,7 +161,9 @@ class ELIC(Codec):
     def _transmit_group(self, coder, k: int, features, latent, read: bool) -> tf.Tensor:
         """Anchors, then non-anchors of group k: y_hat [B, rows, columns, C_k]."""
         anchors, non_anchors = latent or (None, None)
-        code = coder.gaussian if read else lambda name, latent, parameters: tf.split(parameters.value, 2, -1)[0]
+        code = (
+            coder.gaussian if read else lambda name, latent, parameters: tf.split(parameters.value, 2, -1)[0]
+        )
         silent = zeros(features[0][0], 2 * self.config.groups[k])
         anchors_hat = code("y", anchors, self.parameters[k].run(concat([*features[0], silent])))
         spatial = self.spatial_contexts[k].run(self.latent_inputs[k].run(anchors_hat, coder.exact))

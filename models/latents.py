@@ -54,7 +54,9 @@ class EntropyModels(tf.Module):
         import tensorflow_compression as tfc
 
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
-        self.hyper = tfc.ContinuousBatchedEntropyModel(self.prior, coding_rank=3, compression=False, bottleneck_dtype=tf.float32)
+        self.hyper = tfc.ContinuousBatchedEntropyModel(
+            self.prior, coding_rank=3, compression=False, bottleneck_dtype=tf.float32
+        )
         self.latent = tfc.LocationScaleIndexedEntropyModel(
             tfc.NoisyNormal,
             num_scales=tables.NUM_SCALES,
@@ -149,7 +151,9 @@ class TableRate(_ExactCoder):
 
     def __init__(self, bank: tables.CdfBank):
         # One lookup a symbol. A row that is not coded has one entry, 0, that costs nothing.
-        self._bits = np.where(np.repeat(bank.coded, bank.lengths), bank.precision - np.log2(bank.frequencies), 0.0)
+        self._bits = np.where(
+            np.repeat(bank.coded, bank.lengths), bank.precision - np.log2(bank.frequencies), 0.0
+        )
         self._bits = self._bits.astype(np.float32)
         self._starts = bank.starts.astype(np.int32)
         self._lengths = np.where(bank.coded, bank.lengths, 1).astype(np.int32)

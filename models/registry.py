@@ -10,13 +10,17 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """name: as in `models/<name>.py`. model_id: the format byte of its files. codec, config: classes."""
+    """name: as in `models/<name>.py`. model_id: the format byte of its files. codec, config: classes.
+
+    progressive: whether `decompress` takes `groups`.
+    """
 
     name: str
     model_id: int
     codec: type
     config: type
     presets: dict
+    progressive: bool = False
 
 
 #: Model id -> name, for all models whether imported or not; part of the bit stream format.
@@ -24,13 +28,13 @@ MODEL_IDS = {1: "elic"}
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, model_id: int, config: type, presets: dict):
+def register(name: str, model_id: int, config: type, presets: dict, progressive: bool = False):
     """Class decorator: makes a codec known under `name`."""
     if MODEL_IDS.get(model_id) != name:
         raise ValueError(f"model id {model_id} is not {name}'s")
 
     def decorate(codec: type) -> type:
-        codec.entry = Entry(name, model_id, codec, config, presets)
+        codec.entry = Entry(name, model_id, codec, config, presets, progressive)
         # A file run as a script is registered once as __main__ and once under its own name: the latter stays.
         if name not in _ENTRIES or codec.__module__ != "__main__":
             _ENTRIES[name] = codec.entry

@@ -55,7 +55,9 @@ def concat(parts: Sequence[Fixed | tf.Tensor]) -> Fixed | tf.Tensor:
     if not isinstance(parts[0], Fixed):
         return tf.concat(parts, -1)
     known = all(p.scale is not None for p in parts)
-    return Fixed(tf.concat([p.value for p in parts], -1), np.concatenate([p.scale for p in parts]) if known else None)
+    return Fixed(
+        tf.concat([p.value for p in parts], -1), np.concatenate([p.scale for p in parts]) if known else None
+    )
 
 
 def spatially(function, x: Fixed | tf.Tensor) -> Fixed | tf.Tensor | tuple:
@@ -135,7 +137,7 @@ class _IntegerConv(tf.Module):
         self.conv = conv
 
         def variable(shape, dtype, label):
-            return tf.Variable(np.zeros(shape, dtype), trainable=False, name=label)
+            return tf.Variable(tf.zeros(shape, dtype), trainable=False, name=label)
 
         self.kernel = variable(conv.kernel_shape(channels), np.int8, "kernel")
         self.bias = variable([conv.filters], np.int32, "bias")
@@ -144,9 +146,13 @@ class _IntegerConv(tf.Module):
     def accumulate(self, x: tf.Tensor) -> tf.Tensor:
         """Exact integers [..., filters] of magnitude below 2^24."""
         acc = self.conv(x, tf.cast(self.kernel, tf.float32)) + tf.cast(self.bias, tf.float32)
-        return tf.round(acc)  # an algorithm with small errors of its own (Winograd, FFT) lands on the same integer
+        return tf.round(
+            acc
+        )  # an algorithm with small errors of its own (Winograd, FFT) lands on the same integer
 
-    def quantise(self, kernel: np.ndarray, bias: np.ndarray, in_scale: np.ndarray, in_limit: float) -> np.ndarray:
+    def quantise(
+        self, kernel: np.ndarray, bias: np.ndarray, in_scale: np.ndarray, in_limit: float
+    ) -> np.ndarray:
         """Sets kernel and bias; returns the real size of one unit of the accumulator, [filters].
 
         kernel, bias: float32, real. in_scale: [C], real size of one input step. in_limit: largest input magnitude.
@@ -198,28 +204,34 @@ class EntropyNet(tf.keras.layers.Layer):
         self.convs = tuple(convs)
         self.output_kind = output
         self.output_gain, self.output_bias, self.rows = output_gain, output_bias, rows
+        self.integer_convs: list[_IntegerConv] = []
         self.calibrating = False
         self._loudest: dict[int, np.ndarray] = {}
 
     def build(self, input_shape):
+        """Makes the variables of the float form."""
         channels = int(input_shape[-1])
-        self.input_channels = channels
-        self.kernels, self.biases, self.integer_convs = [], [], []
+        self.kernels, self.biases = [], []
         for number, conv in enumerate(self.convs):
-            gain = 6.0 if number + 1 < len(self.convs) else 3.0  # He uniform before a ReLU, LeCun uniform at the end
+            gain = (
+                6.0 if number + 1 < len(self.convs) else 3.0
+            )  # He uniform before a ReLU, LeCun uniform at the end
             limit = np.sqrt(gain / conv.fan_in(channels))
+            uniform = tf.keras.initializers.RandomUniform(-limit, limit)
             self.kernels.append(
-                self.add_weight(
-                    f"kernel{number}",
-                    conv.kernel_shape(channels),
-                    initializer=tf.keras.initializers.RandomUniform(-limit, limit),
-                )
+                self.add_weight(f"kernel{number}", conv.kernel_shape(channels), initializer=uniform)
             )
             self.biases.append(self.add_weight(f"bias{number}", [conv.filters], initializer="zeros"))
-            with tf.init_scope():
-                self.integer_convs.append(_IntegerConv(conv, channels, f"integer{number}"))
             channels = conv.filters
         super().build(input_shape)
+
+    def _build_integers(self, channels: int) -> None:
+        """Makes the variables of the integer form. Coding needs these only, training the others only."""
+        self.integer_convs = []
+        with tf.init_scope():
+            for number, conv in enumerate(self.convs):
+                self.integer_convs.append(_IntegerConv(conv, channels, f"integer{number}"))
+                channels = conv.filters
 
     def call(self, x):
         """Float form: [B, H, W, C] -> [B, H', W', filters of the last layer]."""
@@ -240,8 +252,8 @@ class EntropyNet(tf.keras.layers.Layer):
         With Output.FEATURES, 8-bit features. With Output.PARAMETERS, means (multiples of MEAN_STEP) and table rows
         (0 .. rows - 1) one after the other along the channels.
         """
-        if not self.built:
-            self.build(x.value.shape)
+        if not self.integer_convs:
+            self._build_integers(int(x.value.shape[-1]))
         value, scale, in_limit = x.value, x.scale, 127.0
         for number, integer in enumerate(self.integer_convs):
             last = number + 1 == len(self.convs)
@@ -258,7 +270,9 @@ class EntropyNet(tf.keras.layers.Layer):
                 value = tf.concat([mean, tf.clip_by_value(row, 0.0, self.rows - 1.0)], -1)
         return Fixed(value, scale)
 
-    def _calibrate(self, number: int, value: tf.Tensor, scale, in_limit: float, last: bool) -> np.ndarray | None:
+    def _calibrate(
+        self, number: int, value: tf.Tensor, scale, in_limit: float, last: bool
+    ) -> np.ndarray | None:
         """Derives layer `number` from the activations it is fed; returns the real size of its output steps."""
         integer = self.integer_convs[number]
         kernel, bias = self.kernels[number].numpy(), self.biases[number].numpy().astype(np.float64)
@@ -278,9 +292,6 @@ class EntropyNet(tf.keras.layers.Layer):
             self._loudest[number] = out_scale
         integer.multiplier.assign((step / out_scale).astype(np.float32))
         return None if parameters else out_scale
-
-    def integer_variables(self) -> list[tf.Variable]:
-        return [v for integer in self.integer_convs for v in integer.variables]
 
 
 def output_scale(real: np.ndarray, relu: bool) -> np.ndarray:
@@ -303,9 +314,11 @@ class LatentInput(tf.keras.layers.Layer):
 
     def __init__(self, channels: int, name: str | None = None):
         super().__init__(name=name, dtype="float32")
+        self.channels = channels
         self.calibrating = False
-        with tf.init_scope():
-            self.inverse_step = tf.Variable(np.ones(channels, np.float32), trainable=False, name="inverse_step")
+        self.inverse_step: tf.Variable | None = (
+            None  # made when the integer form is first used, as the networks' are
+        )
 
     def run(self, latents: tf.Tensor, exact: bool) -> Fixed | tf.Tensor:
         """What a network takes: `Fixed` numbers for its integer form, the latents themselves for its float form."""
@@ -313,6 +326,11 @@ class LatentInput(tf.keras.layers.Layer):
 
     def integers(self, latents: tf.Tensor) -> Fixed:
         """Latents [..., C] -> Fixed of magnitude <= 127. Multiplying by a power of two is exact."""
+        if self.inverse_step is None:
+            with tf.init_scope():
+                self.inverse_step = tf.Variable(
+                    tf.ones([self.channels]), trainable=False, name="inverse_step"
+                )
         if self.calibrating:
             top = np.percentile(np.abs(latents.numpy().reshape(-1, latents.shape[-1])), PERCENTILE, axis=0)
             exponent = np.clip(np.ceil(np.log2(np.maximum(top, 1e-9) / 127)), np.log2(MEAN_STEP), 10)

@@ -1,0 +1,22 @@
+"""Runs a codec over pictures and measures what it wrote and what came back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eval.metrics import ms_ssim, psnr
+from eval.report import Measurement
+
+
+def measure(codec, image: np.ndarray, name: str) -> Measurement:
+    """Compresses to a real file's bytes, decompresses those, and measures.
+
+    Args:
+      codec: anything with `compress(uint8 [H, W, 3]) -> bytes` and `decompress(bytes) -> uint8 [H, W, 3]`.
+      image: uint8 [H, W, 3].
+      name: of the picture, for the table.
+    """
+    data = codec.compress(image)
+    decoded = codec.decompress(data)
+    height, width = image.shape[:2]
+    return Measurement(name, len(data), height, width, psnr(image, decoded), ms_ssim(image, decoded))

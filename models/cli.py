@@ -1,0 +1,326 @@
+"""The command line that all models share: train, compress, decompress, evaluate.
+
+A model file ends in `main("elic")`. Errors of the user become one line on stderr and exit code 1 (2 for usage); with several
+inputs a bad one is reported and the others are still done.
+
+This is the roof of the project: the one module that reaches `train` and `eval`, inside the subcommand that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl.flags import argparse_flags
+
+from models import images, registry, weights
+from models.coding import container
+from models.errors import UserError
+
+PICTURE_SUFFIX, STREAM_SUFFIX = ".png", ".tfci"
+
+
+def main(model: str, argv: Sequence[str] | None = None) -> None:
+    """Runs the command line of `model` and exits.
+
+    argv: the arguments without the program's name; those of the process by default.
+    """
+    warnings.showwarning = _show_warning
+    args = _parser(model).parse_args(sys.argv[1:] if argv is None else argv)
+    try:
+        code = args.command(model, args)
+    except (UserError, container.StreamError) as error:
+        code = _report(str(error))
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning for the user is one line; those of libraries are none of the user's business."""
+    if issubclass(category, images.ImageWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def _report(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+# --- the parser ----------------------------------------------------------------------------------------------
+
+
+def _parser(model: str) -> argparse.ArgumentParser:
+    entry = registry.get(model)
+    parser = argparse_flags.ArgumentParser(
+        prog=f"{model}.py", description=sys.modules[entry.codec.__module__].__doc__.split("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
+    _add_train(commands, model, entry)
+    _add_compress(commands, entry)
+    _add_decompress(commands, entry)
+    _add_evaluate(commands, entry)
+    return parser
+
+
+def _subcommand(commands, name: str, run: Callable, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_weights_flags(parser, entry: registry.Entry) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--weights", metavar="FILE", help="Weights file (.safetensors); by default weights that ship."
+    )
+    which.add_argument("--preset", choices=list(entry.presets), help="Which of the weights that ship to use.")
+
+
+def _add_output_flags(parser, result: str, suffix: str) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        help=f"Where the {result} goes: a file for one input, a folder for several. By default beside the input, with "
+        f"{suffix} appended.",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="Replace files that exist.")
+
+
+def _add_train(commands, model: str, entry: registry.Entry) -> None:
+    from train.options import add_train_flags
+
+    parser = _subcommand(commands, "train", _train, "Trains a model on photographs.")
+    parser.add_argument(
+        "--lambda",
+        dest="lmbda",
+        type=float,
+        default=0.01,
+        help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits.",
+    )
+    parser.add_argument(
+        "--preset", choices=list(entry.presets), default="base", help="Architecture to train."
+    )
+    parser.add_argument("--init_weights", metavar="FILE", help="Start from these trained weights.")
+    add_train_flags(parser, train_path=f"runs/{model}")
+
+
+def _add_compress(commands, entry: registry.Entry) -> None:
+    parser = _subcommand(commands, "compress", _compress, f"Compresses pictures to {STREAM_SUFFIX} files.")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs."
+    )
+    _add_output_flags(parser, "result", STREAM_SUFFIX)
+    _add_weights_flags(parser, entry)
+
+
+def _add_decompress(commands, entry: registry.Entry) -> None:
+    parser = _subcommand(
+        commands, "decompress", _decompress, f"Decompresses {STREAM_SUFFIX} files to pictures."
+    )
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
+    _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
+    parser.add_argument(
+        "--weights", metavar="FILE", help="Weights file; by default the one that ships and wrote the file."
+    )
+    if entry.progressive:
+        parser.add_argument(
+            "--groups",
+            type=int,
+            metavar="K",
+            help="Decode only the first K groups of the latent, the others at their predicted means: a quick preview, or "
+            "one step of a progressive display.",
+        )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="Accept a file that is cut off and show what it still holds: for a download in progress, or a damaged disk. "
+        "Nothing can be verified then.",
+    )
+
+
+def _add_evaluate(commands, entry: registry.Entry) -> None:
+    parser = _subcommand(
+        commands,
+        "evaluate",
+        _evaluate,
+        "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
+    )
+    parser.add_argument(
+        "inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'."
+    )
+    parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
+    parser.add_argument("-f", "--force", action="store_true", help="Replace the JSON file if it exists.")
+    _add_weights_flags(parser, entry)
+
+
+# --- subcommands -----------------------------------------------------------------------------------------------
+
+
+def _weights_path(model: str, args: argparse.Namespace) -> Path:
+    """The weights that the user asked for, or the first that ship, in the order of the presets."""
+    if args.weights:
+        return Path(args.weights)
+    presets = [args.preset] if args.preset else list(registry.get(model).presets)
+    shipped = {path.stem: path for path in weights.shipped(model)}
+    for preset in presets:
+        if preset in shipped:
+            return shipped[preset]
+    raise UserError(
+        f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some"
+    )
+
+
+def _load(model: str, path: Path, synthesis: bool = True):
+    from models.codec import load
+
+    name = weights.read_metadata(path).get("model")
+    if name != model:
+        raise UserError(f"{path}: weights of {name}, not of {model}")
+    return load(path, synthesis=synthesis)
+
+
+def _each(inputs: Sequence[Path], work: Callable[[Path], str | None]) -> int:
+    """Does `work` on each input and prints the line it returns; reports what fails, and goes on. Returns the exit code."""
+    from tqdm import tqdm
+
+    code = 0
+    bar = tqdm(inputs, unit="file", leave=False, disable=None if len(inputs) > 1 else True)
+    for source in bar:
+        try:
+            line = work(source)
+            if line:
+                tqdm.write(line)
+        except (UserError, container.StreamError) as error:
+            text = str(error)
+            with bar.external_write_mode(file=sys.stderr):
+                code = _report(text if isinstance(error, UserError) else f"{source}: {text}")
+        except MemoryError:
+            code = _report(f"{source}: not enough memory for a picture of this size")
+    return code
+
+
+def _compress(model: str, args: argparse.Namespace) -> int:
+    inputs = images.expand_inputs(args.inputs)
+    targets = dict(zip(inputs, images.output_paths(inputs, args.output, STREAM_SUFFIX)))
+    codec = _load(model, _weights_path(model, args), synthesis=False)
+
+    def work(source: Path) -> str:
+        target = targets[source]
+        images.check_target(target, args.force)
+        picture = images.read_image(source)
+        data = _guarded(codec.compress, picture)
+        images.atomic_write(target, data, args.force)
+        height, width = picture.shape[:2]
+        return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
+
+    return _each(inputs, work)
+
+
+def _decompress(model: str, args: argparse.Namespace) -> int:
+    groups = getattr(args, "groups", None)
+    inputs = images.expand_inputs(args.inputs)
+    targets = dict(zip(inputs, images.output_paths(inputs, args.output, PICTURE_SUFFIX)))
+    codecs: dict[bytes | None, object] = {}  # by weights id: inputs may come from several sets
+
+    def codec_for(header: container.Header):
+        if header.model_id != registry.get(model).model_id:
+            other = registry.MODEL_IDS.get(header.model_id)
+            raise container.StreamError(
+                f"a stream of {other}: models/{other}.py reads it"
+                if other
+                else "a stream of an unknown model"
+            )
+        key = None if args.weights else header.weights_id
+        if key not in codecs:
+            path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
+            codecs[key] = _load(model, path)
+        return codecs[key]
+
+    def work(source: Path) -> str:
+        target = targets[source]
+        images.check_target(target, args.force)
+        data = _read_bytes(source)
+        header, _, _ = container.unpack(data, partial=args.partial)
+        codec = codec_for(header)
+        controls = {} if groups is None else {"groups": groups}
+        picture = _guarded(codec.decompress, data, partial=args.partial, **controls)
+        images.write_image(target, picture, args.force)
+        return f"{source} -> {target}: {picture.shape[1]}x{picture.shape[0]}"
+
+    return _each(inputs, work)
+
+
+def _guarded(function, *args, **kwargs):
+    """Calls; TensorFlow's way of running out of memory becomes Python's."""
+    import tensorflow as tf
+
+    try:
+        return function(*args, **kwargs)
+    except tf.errors.ResourceExhaustedError as error:
+        raise MemoryError from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def _evaluate(model: str, args: argparse.Namespace) -> int:
+    from eval import report, sweep
+
+    inputs = images.expand_inputs(args.inputs)
+    if args.json:
+        images.check_target(args.json, args.force)
+    path = _weights_path(model, args)
+    codec = _load(model, path)
+    measurements = []
+
+    def work(source: Path) -> None:
+        measurements.append(_guarded(sweep.measure, codec, images.read_image(source), source.name))
+
+    code = _each(inputs, work)
+    if not measurements:
+        return code
+    print(report.table(measurements))
+    if args.json:
+        facts = {
+            "model": model,
+            "weights": path.name,
+            "weights_id": codec.weights_id.hex(),
+            "lambda": codec.lmbda,
+        }
+        report.write_json(args.json, measurements, force=args.force, **facts)
+    return code
+
+
+def _train(model: str, args: argparse.Namespace) -> int:
+    from train.options import fit_options
+
+    options = fit_options(args)
+    if not args.lmbda > 0:
+        raise UserError(f"--lambda {args.lmbda}: must be above 0")
+    from models.codec import load_for_training
+    from train.fit import fit
+
+    entry = registry.get(model)
+
+    def build():
+        if args.init_weights:
+            return load_for_training(args.init_weights, lmbda=args.lmbda)
+        return entry.codec(entry.presets[args.preset], lmbda=args.lmbda)
+
+    trained = fit(build, options)
+    print(f"trained weights: {trained.best} (lowest validation loss), {trained.final} (last step)")
+    return 0
+
+
+if __name__ == "__main__":
+    print(f"usage: python {os.path.join('models', 'MODEL.py')} COMMAND", file=sys.stderr)
+    sys.exit(2)
