@@ -1,0 +1,62 @@
+# make demo   compress and decompress a photograph, and show the two side by side
+# make test   lint and tests
+# make lint   lint alone
+# make clean  remove the virtual environment and whatever else was made
+#
+# All of them make the virtual environment .venv first where it is missing or older than the requirements.
+# A Python 3.9 to 3.11 is looked for; `make demo PYTHON=/path/to/python3.10` names one. `make test PYTEST="-k images"`
+# passes arguments to pytest.
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PYTEST ?=
+CANDIDATES := $(or $(PYTHON),python3.11 python3.10 python3.9 python3 python)
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m eval.demo
+
+test: lint
+	$(VENV)/bin/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) demo build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is written last, so an installation that was interrupted is begun again. A virtual environment cannot be
+# brought up to date in place with certainty: when the requirements change it is made anew.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@python=$$($(FIND_PYTHON)) || exit 1; \
+	  echo "Making $(VENV) with $$python ($$("$$python" --version 2>&1)); TensorFlow is some 600 MB to download."; \
+	  rm -rf $(VENV) && "$$python" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Prints the first candidate that is a Python 3.9 to 3.11 and can make virtual environments. Being there is not enough:
+# a version manager's shim is there for a Python that is not.
+define FIND_PYTHON
+found=; \
+for candidate in $(CANDIDATES); do \
+  version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+  case "$$version" in \
+    3.9|3.10|3.11) \
+      if "$$candidate" -c 'import venv, ensurepip' 2>/dev/null; then echo "$$candidate"; exit 0; fi; \
+      found="$$found $$candidate (Python $$version without its venv module: try 'apt install python$$version-venv')" ;; \
+    *) found="$$found $$candidate (Python $$version)" ;; \
+  esac; \
+done; \
+echo "Cannot make $(VENV): Python 3.9, 3.10 or 3.11 with its venv module is needed: TensorFlow 2.14 has no other." >&2; \
+echo "Looked for: $(CANDIDATES). Found:$${found:- none of them}." >&2; \
+echo "Install one, or name one: make PYTHON=/path/to/python3.11" >&2; \
+exit 1
+endef
