@@ -1,9 +1,10 @@
 """The file format around a coded picture: a short header, the payload of the coder, a fingerprint.
 
-    magic 'LZ' | version | model id | weights id (4) | height | width | n | n control bytes | payload | fingerprint (4)
+    magic 'LZ' | version | model id | weights id (4) | height | width | n | n control bytes | payload |
+    fingerprint (4)
 
-Height, width and n are LEB128. With a picture of less than 16384 pixels a side and up to 3 control bytes it all takes at most 20 bytes
-besides the payload. Pure Python. `res/doc/bitstream.md` is the reference.
+Height, width and n are LEB128. With a picture of less than 16384 pixels a side and up to 3 control bytes it
+all takes at most 20 bytes besides the payload. Pure Python. `res/doc/bitstream.md` is the reference.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ def header_bytes(header: Header) -> bytes:
     Raises:
       ValueError: a field cannot be represented.
     """
-    if header.version != VERSION or not 0 <= header.model_id <= 255 or len(header.weights_id) != WEIGHTS_ID_BYTES:
+    if (
+        header.version != VERSION
+        or not 0 <= header.model_id <= 255
+        or len(header.weights_id) != WEIGHTS_ID_BYTES
+    ):
         raise ValueError(f"not a valid header: {header}")
     if not _plausible_size(header.height, header.width):
         raise ValueError(f"a picture of {header.height}x{header.width} pixels cannot be stored")
@@ -84,8 +89,8 @@ def unpack(data: bytes, partial: bool = False) -> tuple[Header, bytes, int | Non
 
     Args:
       data: the file's bytes.
-      partial: the end of the file may be missing. Then everything after the header is payload, as nobody can tell whether
-        its last bytes are the fingerprint; the coder copes with that tail.
+      partial: the end of the file may be missing. Then everything after the header is payload, as nobody can
+        tell whether its last bytes are the fingerprint; the coder copes with that tail.
 
     Returns:
       Header, payload and fingerprint (None if `partial`).

@@ -1,7 +1,8 @@
 """Interleaved rANS coder in stock TensorFlow ops: batches of integer symbols to strings and back.
 
-Stock ops only, so an exported SavedModel runs in any TensorFlow runtime; the same code runs eagerly and traced. All that is
-coded for one picture shares one stream, in *passes*: the network runs between them, and a pass may depend on all before it.
+Stock ops only, so an exported SavedModel runs in any TensorFlow runtime; the same code runs eagerly and
+traced. All that is coded for one picture shares one stream, in *passes*: the network runs between them, and a
+pass may depend on all before it.
 
     encoder                                            decoder
     enc = RansEncoder(coder)                           dec = RansDecoder(coder, strings)
@@ -9,12 +10,14 @@ coded for one picture shares one stream, in *passes*: the network runs between t
     y = enc.code(rows_from(z), y)                      y = dec.code(rows_from(z))
     strings = enc.finish()                             dec.finish()
 
-A picture has L = 1 .. 512 lanes, each an rANS state. Coded symbol k of a pass belongs to row k // L, lane k % L of a grid, and
-one step of a loop moves all lanes by one row. What the loops cost is the number of kernels they launch, not the arithmetic, so
-everything that can be done for all rows at once is done outside of them: finding the tables' entries, signs, exceptions.
+A picture has L = 1 .. 512 lanes, each an rANS state. Coded symbol k of a pass belongs to row k // L, lane k %
+L of a grid, and one step of a loop moves all lanes by one row. What the loops cost is the number of kernels
+they launch, not the arithmetic, so everything that can be done for all rows at once is done outside of them:
+finding the tables' entries, signs, exceptions.
 
-The format is described in res/doc/bitstream.md. Numbers there and here: states are below 2**32 and at least 2**16, words are
-16 bits. They are carried in int64, which TensorFlow's kernels handle as quickly as int32 at these sizes.
+The format is described in res/doc/bitstream.md. Numbers there and here: states are below 2**32 and at least
+2**16, words are 16 bits. They are carried in int64, which TensorFlow's kernels handle as quickly as int32 at
+these sizes.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ FINGERPRINT_WORDS = 2  # what a container may have left behind a payload in part
 CHECKSUM_MODULUS = 65521
 VARINT_MAX_BYTES = 5
 
-COST_ONE_BIT = 1 << 16  # code lengths are added up in fixed point: the choice of lanes must not depend on rounding
+COST_ONE_BIT = (
+    1 << 16
+)  # code lengths are added up in fixed point: the choice of lanes must not depend on rounding
 LANE_OVERHEAD_BITS = 9  # of 32 bits of state, what a lane wastes if 16 of them carry sign bits
 OVERHEAD_FRACTION = 125  # at most 1/125 = 0.8 % of the payload goes into lanes
 MAX_ROWS = 1 << 14  # more lanes than that if need be: a nearly empty, huge picture must not take seconds
@@ -92,12 +97,18 @@ def _decoder_arrays(bank: CdfBank) -> dict[str, np.ndarray]:
 
 
 def _encoder_arrays(bank: CdfBank) -> dict[str, np.ndarray]:
-    """Per entry: cost << 32 | (total - frequency) << 16 | cumulative frequency. Per row: first, length, offset, likely."""
+    """What the encoder looks up.
+
+    Per entry: cost << 32 | (total - frequency) << 16 | cumulative frequency. Per row: first entry,
+    length, offset, and the entry that is coded in place of an exception.
+    """
     total = 1 << bank.precision
     frequencies = bank.frequencies.astype(np.int64)
     cost = np.rint((bank.precision - np.log2(frequencies)) * COST_ONE_BIT).astype(np.int64)
-    # What is coded in place of an exception: 0 in a folded row, as anything else would need a sign bit.
-    likely = np.array([0 if bank.folded[r] else np.argmax(bank.row(r)) for r in range(len(bank))]) + bank.starts
+    # In place of an exception: 0 in a folded row, as anything else would need a sign bit.
+    likely = (
+        np.array([0 if bank.folded[r] else np.argmax(bank.row(r)) for r in range(len(bank))]) + bank.starts
+    )
     return {
         "entries": cost << 32 | (total - frequencies) << 16 | _cumulative(bank),
         "row_info": np.stack([bank.starts, bank.lengths, bank.offsets, likely], 1).astype(np.int32),
@@ -111,7 +122,7 @@ def _cumulative(bank: CdfBank) -> np.ndarray:
     return running % (1 << bank.precision)
 
 
-# ---------------------------------------------------------------------------------------------------------------- fingerprint
+# ------------------------------------------------------------------------------------------------ fingerprint
 
 
 def digest(symbols: tf.Tensor) -> tf.Tensor:
@@ -141,7 +152,7 @@ def _combine(digests: Sequence[tf.Tensor], header: tf.Tensor | bytes) -> tf.Tens
         return tf.bitcast(hashes[:, :4], tf.uint32)
 
 
-# ------------------------------------------------------------------------------------------------------------------- small ops
+# -------------------------------------------------------------------------------------------------- small ops
 
 
 def _shl(a: Any, n: Any) -> tf.Tensor:
@@ -178,7 +189,7 @@ def _words_for(bits: tf.Tensor) -> tf.Tensor:
 
 
 def _checksum(words: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Checksum of the first `count` `[B]` of `words` `[B, W]`: weighted by position, without the checksum's own word."""
+    """Checksum of the first `count` `[B]` of `words` `[B, W]`: a sum weighted by position."""
     j = tf.range(tf.shape(words, out_type=_i64)[1])[None]
     weight = tf.where((j < count[:, None]) & (j != CHECKSUM_WORD), j % (CHECKSUM_MODULUS - 1) + 1, 0)
     return tf.reduce_sum((words + 1) * weight, 1) % CHECKSUM_MODULUS
@@ -187,8 +198,8 @@ def _checksum(words: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
 def _require(condition: tf.Tensor, message: str, *tensors: tf.Tensor) -> list[tf.Tensor]:
     """Returns `tensors` in a form that exists only if `condition` holds everywhere.
 
-    Whatever determines the size of an allocation or an index must come from here, or in a graph a damaged header would do its
-    harm before the check has run.
+    Whatever determines the size of an allocation or an index must come from here, or in a graph a damaged
+    header would do its harm before the check has run.
     """
     message, holds = f"coder: {message}", tf.reduce_all(condition)
     if tf.executing_eagerly():
@@ -200,12 +211,15 @@ def _require(condition: tf.Tensor, message: str, *tensors: tf.Tensor) -> list[tf
 
 
 def describe(error: tf.errors.OpError) -> str:
-    """The coder's own one-line message in an error that may come out of a graph, or the whole message if it is not ours."""
+    """The coder's one-line message, `coder: ...`, out of an error that a graph has wrapped into more text.
+
+    An error that is not the coder's keeps its own message.
+    """
     found = re.search(r"coder: [^\]\n]*", error.message)
     return found.group() if found else error.message
 
 
-# ------------------------------------------------------------------------------------------------------------------- the loops
+# -------------------------------------------------------------------------------------------------- the loops
 
 
 @tf.function(
@@ -217,8 +231,8 @@ def _encode_rows(state: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
 
     Args:
       state: `[B, L]`, at the end of the stream.
-      rows: `[R / UNROLL, UNROLL * 4, B, L]`, four numbers for each symbol: the state from which a word is put out, the
-        frequency, the cumulative frequency, total - frequency.
+      rows: `[R / UNROLL, UNROLL * 4, B, L]`, four numbers for each symbol: the state from which a word is put
+        out, the frequency, the cumulative frequency, total - frequency.
 
     Returns:
       The states at the start of the stream `[B, L]`, and before coding each row `[R, B, L]`.
@@ -255,7 +269,12 @@ def _encode_rows(state: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
     autograph=False,
 )
 def _decode_rows(
-    state: tf.Tensor, last: tf.Tensor, words: tf.Tensor, rows: tf.Tensor, slots: tf.Tensor, precision: tf.Tensor
+    state: tf.Tensor,
+    last: tf.Tensor,
+    words: tf.Tensor,
+    rows: tf.Tensor,
+    slots: tf.Tensor,
+    precision: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decodes rows, the first one first.
 
@@ -292,7 +311,7 @@ def _decode_rows(
         return loop[1], loop[2], tf.reshape(loop[3].stack(), [-1])
 
 
-# ----------------------------------------------------------------------------------------------------------------- the grid
+# --------------------------------------------------------------------------------------------------- the grid
 
 
 class _Coded(NamedTuple):
@@ -321,19 +340,21 @@ def _find_coded(coded: tf.Tensor) -> _Coded:
 
 
 def _place(coded: _Coded, log2_lanes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where coded symbols lie in the grid `[R, B, L]` of a pass: flat index `[K]`, and R, a multiple of UNROLL.
+    """Where coded symbols lie in the grid `[R, B, L]` of a pass: flat index `[K]`; and R.
 
-    L is the number of lanes of the picture that has most; the others leave lanes idle.
+    R is a multiple of UNROLL. L is the number of lanes of the picture that has most; others leave lanes idle.
     """
     lanes = _shl(1, tf.reduce_max(log2_lanes))
     rows = tf.reduce_max(_shr(coded.counts - 1, log2_lanes) + 1)
-    rows = (tf.maximum(rows, 1) + UNROLL - 1) // UNROLL * UNROLL  # at least one: an empty loop cannot be stacked
+    rows = (
+        (tf.maximum(rows, 1) + UNROLL - 1) // UNROLL * UNROLL
+    )  # at least one: an empty loop cannot be stacked
     shift = tf.gather(log2_lanes, coded.image)
     row, lane = _shr(coded.rank, shift), coded.rank & (_shl(tf.ones_like(shift), shift) - 1)
     return (row * _size(coded.counts) + coded.image) * lanes + lane, rows
 
 
-# ------------------------------------------------------------------------------------------------------------------- encoder
+# ---------------------------------------------------------------------------------------------------- encoder
 
 
 class _EncodedPass(NamedTuple):
@@ -420,11 +441,13 @@ class RansEncoder:
             sign=tf.cast(tf.boolean_mask(wide, has_sign) < 0, _i64),
             sign_image=sign_image,
             sign_counts=_count(sign_image, batch),
-            exceptions=tf.stack([where // tf.maximum(count, 1), position, tf.cast(tf.gather(flat, where), _i64)], 1),
+            exceptions=tf.stack(
+                [where // tf.maximum(count, 1), position, tf.cast(tf.gather(flat, where), _i64)], 1
+            ),
         )
 
     def cost_bits(self) -> tf.Tensor:
-        """float64 `[B]`: ideal bits of what was recorded so far under the integer tables, without exceptions."""
+        """float64 `[B]`: ideal bits so far under the integer tables, without exceptions."""
         return tf.cast(self._total_cost(), tf.float64) / COST_ONE_BIT
 
     def _total_cost(self) -> tf.Tensor:
@@ -454,9 +477,10 @@ class RansEncoder:
             return _assemble(self._passes, signs, lanes, self._coder.precision)
 
     def _choose_lanes(self, last_words: tf.Tensor) -> tf.Tensor:
-        """log2 of the lanes `[B]`: the most whose overhead stays small, or as many as keep the number of rows in bounds.
+        """log2 of the lanes `[B]`: the most that cost little, or as many as keep the rows in bounds.
 
-        The choice is the encoder's alone, and in integers: a string must not depend on the batch it was coded in.
+        The choice is the encoder's alone, and in integers: a string must not depend on the batch it was coded
+        in.
         """
         log2 = tf.range(MAX_LOG2_LANES + 1, dtype=_i64)[None]
         lanes = _shl(tf.ones_like(log2), log2)
@@ -475,8 +499,8 @@ class _SignWords(NamedTuple):
       words: `[B, M]`, bits of all passes one after the other, low bits first.
       count: `[B]`, number of valid words.
       after: `[B, P]`, how many of them the decoder has read after each pass.
-      in_last_pass: `[B]`, how many of them it reads in the last pass that has any coded symbol. Only then will the lanes be
-        left as they are, so only these can be kept in the lanes' final states.
+      in_last_pass: `[B]`, how many of them it reads in the last pass that has any coded symbol. Only then
+        will the lanes be left as they are, so only these can be kept in the lanes' final states.
     """
 
     words: tf.Tensor
@@ -503,7 +527,7 @@ def _pack_signs(passes: Sequence[_EncodedPass]) -> _SignWords:
 
 
 class _ExceptionBytes(NamedTuple):
-    """The exceptions of all pictures as bytes: `[T]` each, and how many words they fill in each picture `[B]`. int64."""
+    """The exceptions of all pictures as bytes, `[T]` each, and how many words they fill `[B]`. All int64."""
 
     image: tf.Tensor
     index: tf.Tensor
@@ -512,7 +536,7 @@ class _ExceptionBytes(NamedTuple):
 
 
 def _pack_exceptions(passes: Sequence[_EncodedPass], batch: tf.Tensor) -> _ExceptionBytes:
-    """Two LEB128 numbers per exception: how many symbols lie between it and the one before, and its value in zigzag."""
+    """Two LEB128 numbers per exception: the symbols between it and the one before; its value in zigzag."""
     exceptions = tf.concat([p.exceptions for p in passes], 0)
     exceptions = tf.gather(exceptions, tf.argsort(exceptions[:, 0], stable=True))
     image, position, value = tf.unstack(exceptions, num=3, axis=1)
@@ -527,7 +551,9 @@ def _pack_exceptions(passes: Sequence[_EncodedPass], batch: tf.Tensor) -> _Excep
     groups = (groups & 127) + tf.where(_shr(numbers, 7 * (k + 1)) > 0, tf.constant(128, _i64), 0)
     byte_image = tf.boolean_mask(tf.repeat(image, 2)[:, None] + tf.zeros_like(k), used)
     counts = _count(byte_image, batch)
-    return _ExceptionBytes(byte_image, _rank(byte_image, counts), tf.boolean_mask(groups, used), _shr(counts + 1, 1))
+    return _ExceptionBytes(
+        byte_image, _rank(byte_image, counts), tf.boolean_mask(groups, used), _shr(counts + 1, 1)
+    )
 
 
 def _assemble(
@@ -559,7 +585,11 @@ def _assemble(
     # (picture, index, word) of everything; parts are masked where a picture has less of them than the others
     parts = [
         _masked(head, tf.range(EXTENDED_HEADER_WORDS, dtype=_i64)[None] + 0 * header[:, None], header),
-        (extra.image, tf.gather(header, extra.image) + _shr(extra.index, 1), _shl(extra.byte, 8 * (extra.index & 1))),
+        (
+            extra.image,
+            tf.gather(header, extra.image) + _shr(extra.index, 1),
+            _shl(extra.byte, 8 * (extra.index & 1)),
+        ),
         _masked(states & 0xFFFF, lanes_at[:, None] + 2 * lane, words_at),
         _masked(_shr(states, 16), lanes_at[:, None] + 2 * lane + 1, words_at),
         _place_emitted(emitted, per_row, pass_of_row, signs, words_at),
@@ -575,7 +605,7 @@ def _assemble(
 def _grid(
     passes: Sequence[_EncodedPass], log2_lanes: tf.Tensor, lanes: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Packed table entries of all passes in rows `[R, B, L]`, 0 where nothing is coded; the pass of each row `[R]`."""
+    """Packed entries of all passes `[R, B, L]`, 0 where nothing is coded; the pass of each row `[R]`."""
     grids, heights = [], []
     for p in passes:
         where, height = _place(p.coded, log2_lanes)
@@ -586,13 +616,15 @@ def _grid(
 
 
 def _run(states: tf.Tensor, rows: tf.Tensor, precision: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """States `[B, L]` at the start of the stream, and the word that each symbol puts out `[B, R, L]`, or -1."""
+    """States `[B, L]` at the start of the stream, and the word each symbol puts out `[B, R, L]`, or -1."""
     rest, cumulative = _shr(rows, 16), rows & 0xFFFF
     frequency = (1 << precision) - rest
     limit = _shl(frequency, 32 - precision)
     operands = tf.stack([limit, frequency, cumulative, rest], 1)
     shape = tf.shape(rows)
-    states, before = _encode_rows(states, tf.reshape(operands, tf.stack([-1, 4 * UNROLL, shape[1], shape[2]])))
+    states, before = _encode_rows(
+        states, tf.reshape(operands, tf.stack([-1, 4 * UNROLL, shape[1], shape[2]]))
+    )
     return states, tf.transpose(tf.where(before >= limit, before & 0xFFFF, -1), [1, 0, 2])
 
 
@@ -620,7 +652,9 @@ def _place_signs(
     per_pass = tf.math.segment_sum(tf.transpose(per_row), pass_of_row)  # [P, B]
     emitted_after = tf.transpose(tf.cumsum(per_pass))
     j = tf.range(tf.shape(signs.words, out_type=_i64)[1])
-    read_before = tf.reduce_sum(tf.cast(signs.after[:, None] <= j[None, :, None], _i64), 2)  # passes that do not need it
+    read_before = tf.reduce_sum(
+        tf.cast(signs.after[:, None] <= j[None, :, None], _i64), 2
+    )  # passes that do not need it
     needed_in = tf.minimum(read_before, tf.shape(signs.after, out_type=_i64)[1] - 1)
     index = words_at[:, None] + tf.gather(emitted_after, needed_in, batch_dims=1) + j[None]
     keep = j[None] < in_words[:, None]
@@ -635,13 +669,17 @@ def _to_strings(words: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     pair = tf.stack([words & 255, _shr(words, 8)], 2)
     valid = tf.range(tf.shape(words, out_type=_i64)[1])[None] < count[:, None]
     pair = tf.where(valid[..., None], pair, 256)
-    return tf.strings.reduce_join(tf.gather(tf.constant(_BYTES), tf.reshape(pair, tf.stack([_size(count), -1]))), -1)
+    return tf.strings.reduce_join(
+        tf.gather(tf.constant(_BYTES), tf.reshape(pair, tf.stack([_size(count), -1]))), -1
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------- decoder
+# ---------------------------------------------------------------------------------------------------- decoder
 
 State = dict[str, tf.Tensor]
-"""What a decoder carries from pass to pass. int64 but for `alive` and `whole`; indices count in the flat `words`.
+"""What a decoder carries from pass to pass.
+
+All are int64 but for `alive` and `whole`. Indices are into the flat `words`.
 
 words [W]              all streams of the batch, one after the other, with zeros between
 start, end [B]         where each stream begins and ends
@@ -672,11 +710,13 @@ class RansDecoder:
         Args:
           coder: of the same bank as the encoder's.
           strings: string `[B]`.
-          partial: streams may be cut off anywhere, and may have up to 4 more bytes behind their end. Passes that are wholly
-            there are decoded; the first other one and all after it are zeros. There are no checksums then.
+          partial: streams may be cut off anywhere, and may have up to 4 more bytes behind their end. Passes
+            that are wholly there are decoded; the first other one and all after it are zeros. There are no
+            checksums then.
 
         Raises:
-          tf.errors.InvalidArgumentError: a stream is damaged. The message has a line that starts with `coder:`; it may be
+          tf.errors.InvalidArgumentError: a stream is damaged. The message has a line that starts with
+          `coder:`; it may be
             raised by any of the methods. In a graph see `describe`.
         """
         self._coder, self._partial = coder, partial
@@ -698,7 +738,9 @@ class RansDecoder:
         """
         del symbols
         with tf.device(CPU):
-            decoded, self._state = _decode(self._coder, self._state, tf.cast(rows, _i32), folded, self._partial)
+            decoded, self._state = _decode(
+                self._coder, self._state, tf.cast(rows, _i32), folded, self._partial
+            )
             self._digests.append(digest(decoded))
         self.complete = self._state["alive"]
         return decoded
@@ -717,7 +759,10 @@ class RansDecoder:
             final = tf.where(lane < s["signs_in_lanes"][:, None], s["lanes"] & 0xFFFF, 0) + STATE_MIN
             _require(tf.equal(s["lanes"], final), "damaged stream (final state)")
             _require(tf.equal(s["next"], s["end"]), "damaged stream (data left over)")
-            _require(tf.equal(s["exceptions_used"], _size(s["exceptions"])), "damaged stream (exceptions left over)")
+            _require(
+                tf.equal(s["exceptions_used"], _size(s["exceptions"])),
+                "damaged stream (exceptions left over)",
+            )
 
 
 def _start(strings: tf.Tensor, partial: bool) -> State:
@@ -737,7 +782,9 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
     whole &= (declared >= MIN_WORDS) & tf.equal(_checksum(words, declared), words[:, CHECKSUM_WORD])
     log2_lanes = word0 & 15
     if not partial:
-        word0, words, log2_lanes = _require(whole, "truncated or damaged stream (checksum)", word0, words, log2_lanes)
+        word0, words, log2_lanes = _require(
+            whole, "truncated or damaged stream (checksum)", word0, words, log2_lanes
+        )
     log2_lanes, words = _require(log2_lanes <= MAX_LOG2_LANES, "damaged stream (lanes)", log2_lanes, words)
     count = tf.where(whole, declared, count)
 
@@ -750,7 +797,8 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
     words_at = lanes_at + 2 * image_lanes
     alive = words_at <= count
     if partial:
-        lanes_at, words_at, exception_words = (tf.where(alive, t, 0) for t in (lanes_at, words_at, exception_words))
+        lanes_at, exception_words = tf.where(alive, lanes_at, 0), tf.where(alive, exception_words, 0)
+        words_at = tf.where(alive, words_at, 1)
     else:
         # Every size below comes from here.
         gated = _require(alive, "damaged stream (sizes)", lanes_at, words_at, exception_words)
@@ -784,7 +832,7 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
 
 
 def _unpack_exceptions(words: tf.Tensor, at: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Exceptions `[X, 3]` (picture, position, value) from `count` `[B]` words of each picture that begin `at` `[B]`."""
+    """Exceptions `[X, 3]`: picture, position, value. They lie in `count` `[B]` words from `at` `[B]` on."""
     j = tf.range(tf.reduce_max(count))[None]
     valid = j < count[:, None]
     word = tf.gather(words, tf.boolean_mask(at[:, None] + j, valid))
@@ -830,7 +878,10 @@ def _decode(
     alive = following <= state["end"]
     if not partial:
         entry, following = _require(alive, "truncated or damaged stream (words)", entry, following)
-    state = state | {"lanes": lanes, "next": following, "alive": alive & state["alive"]}
+    else:  # it may have run far beyond the streams: let it idle at a harmless place
+        alive &= state["alive"]
+        following = tf.where(alive, following, state["start"] + 1)
+    state = state | {"lanes": lanes, "next": following, "alive": alive}
 
     if folded:
         value, state = _decode_signs(state, entry, coded, partial)
@@ -843,7 +894,9 @@ def _decode(
     here = (position >= 0) & (position < count)
     index = tf.boolean_mask(image * count + position, here)
     exception = tf.cast(tf.boolean_mask(exception, here), _i32)
-    symbols = tf.reshape(tf.tensor_scatter_nd_update(symbols, index[:, None], exception), tf.stack([batch, count]))
+    symbols = tf.reshape(
+        tf.tensor_scatter_nd_update(symbols, index[:, None], exception), tf.stack([batch, count])
+    )
     if partial:
         symbols = tf.where(state["alive"][:, None], symbols, 0)
     return symbols, state | {
@@ -855,14 +908,15 @@ def _decode(
 def _decode_entries(
     coder: RansCoder, state: State, coded: _Coded, coded_rows: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Runs the lanes: the entry in its row of each coded symbol, int32 `[K]`; the lanes' states; the next word to read."""
+    """Runs the lanes: entry in its row of each coded symbol, int32 `[K]`; states; next word to read."""
     where, height = _place(coded, state["log2_lanes"])
     shape = tf.shape(state["lanes"], out_type=_i64)
     cells = height * shape[0] * shape[1]
     grid = tf.fill(cells[None], tf.constant(coder.null_row << coder.precision, _i64))
     keys = _shl(tf.cast(coded_rows, _i64), coder.precision)
     grid = tf.tensor_scatter_nd_update(grid, where[:, None], keys)
-    # A symbol takes one word at most: with that many behind them, no damaged stream can make the loop read outside.
+    # A symbol takes one word at most: with that many behind them, no damaged stream can make the loop read
+    # outside.
     words = tf.concat([state["words"], tf.zeros(tf.stack([height * shape[1]]), _i64)], 0)
     lanes, last, keys = _decode_rows(
         state["lanes"],
@@ -876,13 +930,11 @@ def _decode_entries(
     return tf.cast(entry, _i32), lanes, last[:, 0] + 1
 
 
-def _decode_signs(
-    state: State, entry: tf.Tensor, coded: _Coded, partial: bool
-) -> tuple[tf.Tensor, State]:
+def _decode_signs(state: State, entry: tf.Tensor, coded: _Coded, partial: bool) -> tuple[tf.Tensor, State]:
     """Gives signs to the non-zero ones of `entry` `[K]`.
 
-    Words that do not follow in the stream are in the lanes. That can only be so in the last pass that codes anything, and there
-    the encoder put as many of them into the lanes as these hold.
+    Words that do not follow in the stream are in the lanes. That can only be so in the last pass that codes
+    anything, and there the encoder put as many of them into the lanes as these hold.
     """
     batch, lanes = tf.unstack(tf.shape(state["lanes"], out_type=_i64))
     nonzero = tf.where(entry > 0)[:, 0]
@@ -908,7 +960,9 @@ def _decode_signs(
     def address(image: tf.Tensor, word: tf.Tensor) -> tf.Tensor:
         """Index in `pool` of the `word`-th new word of this pass, -1 for the one left over."""
         beyond = word - tf.gather(in_words, image)
-        in_stream = tf.where(beyond < 0, tf.gather(state["next"], image) + word, stream_words + batch + image * lanes + beyond)
+        in_stream = tf.where(
+            beyond < 0, tf.gather(state["next"], image) + word, stream_words + batch + image * lanes + beyond
+        )
         return tf.where(word < 0, stream_words + image, in_stream)
 
     bit = tf.gather(state["sign_bits"], image) + _rank(image, counts)

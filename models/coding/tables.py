@@ -1,16 +1,17 @@
 """CDF bank: the integer probability tables that symbols are coded with.
 
-Every entropy model of the zoo ends as an integer symbol and the number of the table row that predicts it. A bank holds all
-rows of one set of weights. It is computed once, when weights are saved, and stored with them: floating-point code that
-rebuilds it on another machine may round differently, and one count of difference makes a stream unreadable.
+Every entropy model of the zoo ends as an integer symbol and the number of the table row that predicts it. A
+bank holds all rows of one set of weights. It is computed once, when weights are saved, and stored with them:
+floating-point code that rebuilds it on another machine may round differently, and one count of difference
+makes a stream unreadable.
 
 A row is a run of consecutive symbol values with a frequency each:
 
     symbol value   offset   offset + 1   ...   offset + length - 1
     frequency        12        480       ...            3              (all >= 1, sum = 2**precision)
 
-There is no escape symbol. A value outside its row travels in the stream's list of exceptions, so that every int32 can be
-coded whatever its row.
+There is no escape symbol. A value outside its row travels in the stream's list of exceptions, so that every
+int32 can be coded whatever its row.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ EXCEPTION_BITS = 32
 """What one exception costs in a stream: about 2 bytes of distance and 1 or 2 of value, rounded up."""
 
 SKIP_PROBABILITY = 2.0**-14
-"""Rows whose symbols differ from 0 less often than this are not coded: listing the few exceptions is cheaper, as a
-table cannot say P(0) > 1 - 2**-precision, and much quicker. It is what a Gaussian has at sigma = 0.125."""
+"""Rows whose symbols differ from 0 less often than this are not coded.
+
+Listing the few exceptions is quicker, and cheaper too, as a table cannot say P(0) > 1 - 2**-precision. It is
+what a Gaussian has at sigma = 0.125.
+"""
 
 SKIP_SCALE = 0.125
 TRIM_PROBABILITY = 2.0**-20
@@ -65,7 +69,8 @@ class CdfBank:
       lengths: int32 `[rows]`, number of entries of each row.
       offsets: int32 `[rows]`, symbol value of each row's first entry.
       folded: bool `[rows]`, the row codes |s| and a raw sign bit.
-      coded: bool `[rows]`, False: symbols of this row are taken to be 0, and a non-zero one becomes an exception.
+      coded: bool `[rows]`, False: symbols of this row are taken to be 0, and a non-zero one becomes an
+        exception.
       precision: log2 of the rows' sums.
     """
 
@@ -117,7 +122,7 @@ class CdfBank:
 
     @classmethod
     def concatenate(cls, banks: Sequence[CdfBank]) -> CdfBank:
-        """Stacks the rows of several banks; row `r` of `banks[k]` gets `sum(len(b) for b in banks[:k]) + r`."""
+        """Stacks the rows of several banks: row `r` of the second becomes `len(banks[0]) + r`, and so on."""
         if len({bank.precision for bank in banks}) != 1:
             raise ValueError("CDF bank: only banks of one precision can be stacked")
         stacked = {name: np.concatenate([getattr(bank, name) for bank in banks]) for name in _DTYPES}
@@ -145,7 +150,9 @@ class CdfBank:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The bank as named arrays, for a weights file."""
-        return {name: getattr(self, name) for name in _DTYPES} | {"precision": np.array([self.precision], np.int32)}
+        return {name: getattr(self, name) for name in _DTYPES} | {
+            "precision": np.array([self.precision], np.int32)
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> CdfBank:
@@ -163,8 +170,9 @@ class CdfBank:
           symbols: int32, of the same shape.
 
         Returns:
-          float64 of that shape: -log2(frequency / 2**precision), plus 1 for the sign of a non-zero symbol of a folded row,
-          0 for a zero that is not coded, `EXCEPTION_BITS` for a symbol that the tables do not hold.
+          float64 of that shape: -log2(frequency / 2**precision), plus 1 for the sign of a non-zero symbol of
+          a folded row, 0 for a zero that is not coded, `EXCEPTION_BITS` for a symbol that the tables do not
+          hold.
         """
         rows, symbols = np.asarray(rows), np.asarray(symbols, np.int64)
         folded, coded = self.folded[rows], self.coded[rows]
@@ -172,22 +180,38 @@ class CdfBank:
         inside = (entry >= 0) & (entry < self.lengths[rows])
         frequency = self.frequencies[self.starts[rows] + np.where(inside, entry, 0)]
         bits = self.precision - np.log2(frequency) + (folded & (symbols != 0))
-        return np.where(coded, np.where(inside, bits, EXCEPTION_BITS), np.where(symbols == 0, 0, EXCEPTION_BITS))
+        return np.where(
+            coded, np.where(inside, bits, EXCEPTION_BITS), np.where(symbols == 0, 0, EXCEPTION_BITS)
+        )
 
 
-_DTYPES = {"frequencies": np.int32, "lengths": np.int32, "offsets": np.int32, "folded": np.bool_, "coded": np.bool_}
+_DTYPES = {
+    "frequencies": np.int32,
+    "lengths": np.int32,
+    "offsets": np.int32,
+    "folded": np.bool_,
+    "coded": np.bool_,
+}
 
 
 def quantise_pmf(pmf: np.ndarray, precision: int = PRECISION) -> np.ndarray:
-    """Probabilities `[n]` to int32 frequencies `[n]` >= 1 that sum to `2**precision`, at the least loss in bits."""
+    """Probabilities `[n]` to int32 frequencies `[n]` >= 1 that sum to `2**precision`, at the least loss."""
     pmf = np.asarray(pmf, np.float64)
-    if pmf.ndim != 1 or not 1 <= pmf.size <= 1 << precision or not np.all(pmf >= 0) or not 0 < pmf.sum() < np.inf:
-        raise ValueError(f"CDF bank: a row needs 1 to {1 << precision} probabilities, none negative, some positive")
+    if (
+        pmf.ndim != 1
+        or not 1 <= pmf.size <= 1 << precision
+        or not np.all(pmf >= 0)
+        or not 0 < pmf.sum() < np.inf
+    ):
+        raise ValueError(
+            f"CDF bank: a row needs 1 to {1 << precision} probabilities, none negative, some positive"
+        )
     if pmf.size == 1:  # TFC's op wants at least two
         return np.array([1 << precision], np.int32)
-    import tensorflow_compression as tfc  # here, because importing it takes seconds and decoding never needs it
+    import tensorflow_compression as tfc  # not above: it takes seconds, and decoding never needs it
 
-    # TFC reserves an overflow entry by convention of its callers only; the op itself quantises just what it is given.
+    # TFC reserves an overflow entry by convention of its callers only; the op itself quantises just what it
+    # is given.
     cdf = tfc.pmf_to_quantized_cdf((pmf / pmf.sum()).astype(np.float32), precision=precision)
     return np.diff(cdf.numpy()).astype(np.int32)
 
@@ -208,7 +232,9 @@ def gaussian_rows(scales: Iterable[float] = SCALES) -> list[Row]:
     Args:
       scales: standard deviations in symbol steps; at or below `SKIP_SCALE` a row is not coded.
     """
-    return [Row(_gaussian_magnitude_pmf(s), folded=True, coded=bool(s > SKIP_SCALE)) for s in np.asarray(scales)]
+    return [
+        Row(_gaussian_magnitude_pmf(s), folded=True, coded=bool(s > SKIP_SCALE)) for s in np.asarray(scales)
+    ]
 
 
 def _gaussian_magnitude_pmf(scale: float) -> np.ndarray:

@@ -38,7 +38,8 @@ def test_the_largest_sizes_fit():
 
 
 def test_bytes_are_as_documented():
-    assert DATA == bytes.fromhex("4c5a 01 07 01020304 8004 8006 01 05") + PAYLOAD + bytes.fromhex("98badcfe")
+    header, fingerprint = bytes.fromhex("4c5a 01 07 01020304 8004 8006 01 05"), bytes.fromhex("98badcfe")
+    assert header + PAYLOAD + fingerprint == DATA
 
 
 def test_at_most_20_bytes_besides_the_payload():
@@ -58,7 +59,10 @@ def test_at_most_20_bytes_besides_the_payload():
         (b"LZ\0" + DATA[3:], "no format version 0"),
         (DATA[:8] + b"\0\1" + DATA[10:], "0x1 pixels"),
         (DATA[:8] + b"\1\0" + DATA[10:], "1x0 pixels"),
-        (DATA[:8] + b"\x81\x80\x80\x40\x03" + DATA[12:], "damaged stream: it claims a picture of 134217729x3 pixels"),
+        (
+            DATA[:8] + b"\x81\x80\x80\x40\x03" + DATA[12:],
+            "damaged stream: it claims a picture of 134217729x3 pixels",
+        ),
         (DATA[:8] + b"\x80\x80\x80\x80\x80\x01" + DATA[12:], "malformed"),
         (DATA[:8] + b"\x80\x00" + DATA[10:], "malformed"),
         (DATA[:12] + b"\xff\xff\x7f", "truncated stream: it ends within its header"),

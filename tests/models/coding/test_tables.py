@@ -90,7 +90,9 @@ def test_bits_by_hand():
 
 
 def test_a_bank_survives_storage():
-    bank = CdfBank.from_pmfs([Row(np.array([0.3, 0.7]), -5), Row(np.array([0.9, 0.1]), folded=True, coded=False)], 10)
+    bank = CdfBank.from_pmfs(
+        [Row(np.array([0.3, 0.7]), -5), Row(np.array([0.9, 0.1]), folded=True, coded=False)], 10
+    )
     stored = bank.tensors()
     assert all(isinstance(v, np.ndarray) and v.ndim == 1 for v in stored.values())
     again = CdfBank.from_tensors(stored)
@@ -129,7 +131,13 @@ def test_stacking_keeps_rows_in_order():
     ],
 )
 def test_an_inconsistent_bank_is_refused(change):
-    good = {"frequencies": [4096, 4096], "lengths": [1, 1], "offsets": [0, 0], "folded": [0, 1], "coded": [1, 1]}
+    good = {
+        "frequencies": [4096, 4096],
+        "lengths": [1, 1],
+        "offsets": [0, 0],
+        "folded": [0, 1],
+        "coded": [1, 1],
+    }
     CdfBank(**good)
     with pytest.raises(ValueError, match="CDF bank"):
         CdfBank(**good | change)
