@@ -22,7 +22,7 @@ OTHER = Curve(
 )
 
 
-# --- tables ------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------
 
 
 def test_mean_is_of_per_picture_values():
@@ -72,7 +72,7 @@ def test_json_is_json_and_complete(tmp_path):
     assert "model" not in json.loads(path.read_text())
 
 
-# --- other codecs ------------------------------------------------------------------------------------------
+# --- other codecs ----------------------------------------------------------------------------------------
 
 
 def test_the_anchors_that_ship():
@@ -164,7 +164,7 @@ def test_standing_says_by_how_much():
     assert lines[2].split() == ["far", "not", "at", "this", "rate", "(1.000", "to", "2.000", "bpp)"]
 
 
-# --- plots -------------------------------------------------------------------------------------------------
+# --- plots -----------------------------------------------------------------------------------------------
 
 
 def test_a_plot_shows_every_curve_that_has_the_metric(tmp_path):
@@ -187,10 +187,16 @@ def test_plots_of_one_point_of_nothing_and_of_no_kind(tmp_path):
         report.plot(tmp_path / "one.png", [OTHER])
 
 
-def test_a_plot_is_of_the_rates_of_the_curves(tmp_path):
+def test_a_plot_is_of_the_rates_of_the_curves(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
     axes.plot(ANCHOR.bpp, ANCHOR.psnr)
     report._zoom(axes, 0.15, 0.5)
     assert axes.get_xlim() == (0.15, 0.5) and axes.get_ylim() == (30.0, 33.5)
+
+    shown = []
+    monkeypatch.setattr(report, "_zoom", lambda _, left, right: shown.append((left, right)))
+    report.plot(tmp_path / "a.png", [Curve("one", (0.3,), (30.0,)), Curve("two", (0.1,), (28.0,))], [ANCHOR])
+    report.plot(tmp_path / "b.png", [], [ANCHOR])  # all of the anchor
+    assert shown == [(0.0, pytest.approx(0.55))]
