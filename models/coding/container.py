@@ -1,6 +1,7 @@
 """The file format around a coded picture: a short header, the payload of the coder, a fingerprint.
 
-    magic 'LZ' | version | model id | weights id (4) | height | width | n | n control bytes | payload |
+    magic 'LZ' | version | model id | weights id (4) | height | width | n | n control bytes
+    payload
     fingerprint (4)
 
 Height, width and n are LEB128. With a picture of less than 16384 pixels a side and up to 3 control bytes it

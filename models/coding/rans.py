@@ -10,10 +10,10 @@ pass may depend on all before it.
     y = enc.code(rows_from(z), y)                      y = dec.code(rows_from(z))
     strings = enc.finish()                             dec.finish()
 
-A picture has L = 1 .. 512 lanes, each an rANS state. Coded symbol k of a pass belongs to row k // L, lane k %
-L of a grid, and one step of a loop moves all lanes by one row. What the loops cost is the number of kernels
-they launch, not the arithmetic, so everything that can be done for all rows at once is done outside of them:
-finding the tables' entries, signs, exceptions.
+A picture has L = 1 .. 512 lanes, each an rANS state. Coded symbol k of a pass belongs to row k // L and lane
+k % L of a grid, and one step of a loop moves all lanes by one row. What the loops cost is the number of
+kernels they launch, not the arithmetic. So everything that can be done for all rows at once is done outside of
+them: finding the tables' entries, signs, exceptions.
 
 The format is described in res/doc/bitstream.md. Numbers there and here: states are below 2**32 and at least
 2**16, words are 16 bits. They are carried in int64, which TensorFlow's kernels handle as quickly as int32 at
@@ -46,9 +46,7 @@ FINGERPRINT_WORDS = 2  # what a container may have left behind a payload in part
 CHECKSUM_MODULUS = 65521
 VARINT_MAX_BYTES = 5
 
-COST_ONE_BIT = (
-    1 << 16
-)  # code lengths are added up in fixed point: the choice of lanes must not depend on rounding
+COST_ONE_BIT = 1 << 16  # code lengths are in fixed point: the choice of lanes must not depend on rounding
 LANE_OVERHEAD_BITS = 9  # of 32 bits of state, what a lane wastes if 16 of them carry sign bits
 OVERHEAD_FRACTION = 125  # at most 1/125 = 0.8 % of the payload goes into lanes
 MAX_ROWS = 1 << 14  # more lanes than that if need be: a nearly empty, huge picture must not take seconds
@@ -479,8 +477,7 @@ class RansEncoder:
     def _choose_lanes(self, last_words: tf.Tensor) -> tf.Tensor:
         """log2 of the lanes `[B]`: the most that cost little, or as many as keep the rows in bounds.
 
-        The choice is the encoder's alone, and in integers: a string must not depend on the batch it was coded
-        in.
+        The choice is the encoder's alone, and in integers: a string must not depend on the batch it is in.
         """
         log2 = tf.range(MAX_LOG2_LANES + 1, dtype=_i64)[None]
         lanes = _shl(tf.ones_like(log2), log2)
@@ -652,10 +649,8 @@ def _place_signs(
     per_pass = tf.math.segment_sum(tf.transpose(per_row), pass_of_row)  # [P, B]
     emitted_after = tf.transpose(tf.cumsum(per_pass))
     j = tf.range(tf.shape(signs.words, out_type=_i64)[1])
-    read_before = tf.reduce_sum(
-        tf.cast(signs.after[:, None] <= j[None, :, None], _i64), 2
-    )  # passes that do not need it
-    needed_in = tf.minimum(read_before, tf.shape(signs.after, out_type=_i64)[1] - 1)
+    passes_before = tf.reduce_sum(tf.cast(signs.after[:, None] <= j[None, :, None], _i64), 2)
+    needed_in = tf.minimum(passes_before, tf.shape(signs.after, out_type=_i64)[1] - 1)
     index = words_at[:, None] + tf.gather(emitted_after, needed_in, batch_dims=1) + j[None]
     keep = j[None] < in_words[:, None]
     return tf.where(keep)[:, 0], tf.boolean_mask(index, keep), tf.boolean_mask(signs.words, keep)
@@ -715,9 +710,8 @@ class RansDecoder:
             checksums then.
 
         Raises:
-          tf.errors.InvalidArgumentError: a stream is damaged. The message has a line that starts with
-          `coder:`; it may be
-            raised by any of the methods. In a graph see `describe`.
+          tf.errors.InvalidArgumentError: a stream is damaged. `code` and `finish` may find that out as well.
+            The message starts with `coder:`; out of a graph, which adds to it, `describe` extracts it.
         """
         self._coder, self._partial = coder, partial
         self._digests: list[tf.Tensor] = []

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models.coding import rans
 from models.coding.container import Header, header_bytes, pack
 from models.coding.rans import RansCoder, RansDecoder, RansEncoder
-from models.coding.tables import CdfBank, factorized_rows, gaussian_rows
+from models.coding.tables import CdfBank, Row, factorized_rows, gaussian_rows
 
 DOCUMENT = Path(__file__).parents[3] / "res/doc/bitstream.md"
 INT32 = np.iinfo(np.int32)
@@ -113,21 +113,22 @@ UNFOLDED = factorized_rows(np.exp(-np.abs(np.arange(-20, 21)) / np.array([[0.02]
 AWAY = factorized_rows(
     np.array([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]), [INT32.max - 2, INT32.min]
 )  # offsets at the ends
-BANK = CdfBank.from_pmfs(gaussian_rows([0.11, 0.2, 1.0, 9.0]) + UNFOLDED + AWAY)
-FOLDED_ROWS, UNFOLDED_ROWS = (0, 1, 2, 3), (4, 5, 6, 7, 8)
+UNLIKELY_ZERO = Row(np.array([0.2, 0.8]), folded=True)
+BANK = CdfBank.from_pmfs(gaussian_rows([0.11, 0.2, 1.0, 9.0]) + UNFOLDED + AWAY + [UNLIKELY_ZERO])
+FOLDED_ROWS, UNFOLDED_ROWS = (0, 1, 2, 3, 9), (4, 5, 6, 7, 8)
 CODER = RansCoder(BANK)
 
 
 def test_the_bank_has_rows_of_all_kinds():
-    assert BANK.coded.tolist() == [False, True, True, True, False, True, True, True, True]
-    assert BANK.folded.tolist() == [True] * 4 + [False] * 5
+    assert BANK.coded.tolist() == [False, True, True, True, False, True, True, True, True, True]
+    assert BANK.folded.tolist() == [True] * 4 + [False] * 5 + [True]
 
 
 def draw(rng, batch, count, folded, rows=None, spread=1.0):
     """A pass (rows, symbols, folded) with symbols that mostly fit their rows."""
     rows = rng.choice(rows or (FOLDED_ROWS if folded else UNFOLDED_ROWS), (batch, count)).astype(np.int32)
-    sigma = np.array([0.02, 0.2, 1.0, 9.0, 0.02, 0.5, 3.0, 0.5, 0.5])[rows] * spread
-    centre = np.array([0] * 7 + [INT32.max - 1, INT32.min + 1], np.int64)[rows]
+    sigma = np.array([0.02, 0.2, 1.0, 9.0, 0.02, 0.5, 3.0, 0.5, 0.5, 0.4])[rows] * spread
+    centre = np.array([0] * 7 + [INT32.max - 1, INT32.min + 1, 0], np.int64)[rows]
     symbols = np.clip(centre + np.rint(rng.normal(0, sigma)), INT32.min, INT32.max).astype(np.int32)
     return rows, symbols, folded
 
@@ -399,6 +400,12 @@ def test_every_truncation_is_found(small):
     data, passes = small
     for length in range(len(data)):
         assert attempt(data[:length], passes) is None, length
+
+
+def test_bytes_behind_the_end_are_found(small):
+    data, passes = small
+    for tail in (b"\0", b"\0\0", b"abc", b"\1" * 512):
+        assert attempt(data + tail, passes) is None
 
 
 def with_checksum(data):
