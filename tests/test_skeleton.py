@@ -91,8 +91,8 @@ def test_every_import_of_the_zoo_is_required():
     names = {"tensorflow_compression": "tensorflow-compression", "tensorflow_addons": "tensorflow-addons"}
     names |= {"tensorflow_probability": "tensorflow-probability", "PIL": "pillow", "absl": "absl-py"}
     ours = {"models", "transforms", "train", "eval"}
-    # For people who have them already: data sets by name, and training under another runtime.
-    optional = {"tensorflow_datasets", "jax", "jaxlib"}
+    # For people who have them: data sets by name, training under another runtime, peers to compare with.
+    optional = {"tensorflow_datasets", "jax", "jaxlib", "torch", "compressai"}
     imported = set()
     for folder in ours:
         for file in (ROOT / folder).rglob("*.py"):
