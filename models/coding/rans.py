@@ -12,8 +12,8 @@ pass may depend on all before it.
 
 A picture has L = 1 .. 512 lanes, each an rANS state. Coded symbol k of a pass belongs to row k // L and lane
 k % L of a grid, and one step of a loop moves all lanes by one row. What the loops cost is the number of
-kernels they launch, not the arithmetic. So everything that can be done for all rows at once is done outside of
-them: finding the tables' entries, signs, exceptions.
+kernels they launch, not the arithmetic. So everything that can be done for all rows at once is done outside
+of them: finding the tables' entries, signs, exceptions.
 
 The format is described in res/doc/bitstream.md. Numbers there and here: states are below 2**32 and at least
 2**16, words are 16 bits. They are carried in int64, which TensorFlow's kernels handle as quickly as int32 at
