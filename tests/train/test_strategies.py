@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.codec import load
 from models.errors import UserError
 from train import fit
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def start(path, result, cpus, tf_config=None, **options) -> subprocess.Popen:
+def start(path, result, cpus, tf_config=None, codec="tiny", **options) -> subprocess.Popen:
     """Starts a training process."""
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     environment.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="2")
     if tf_config:
         environment["TF_CONFIG"] = json.dumps(tf_config)
     options = {"train_path": str(path), "patchsize": 32, "batchsize": 4, "seed": 5, "clipnorm": 0, **options}
-    command = [sys.executable, str(WORKER), str(cpus), str(result), json.dumps(options)]
+    command = [sys.executable, str(WORKER), codec, str(cpus), str(result), json.dumps(options)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -55,11 +56,12 @@ def assert_same_state(left, right):
     left, right = state(left), state(right)
     assert left.keys() == right.keys() and len(left) > 12
     for name, value in left.items():
-        np.testing.assert_allclose(value, right[name], rtol=1e-4, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(value, right[name], rtol=1e-3, atol=1e-7, err_msg=name)
 
 
-def test_two_devices_take_the_first_step_of_one(tmp_path, pictures):
-    options = dict(train_glob=pictures, epochs=1, steps_per_epoch=1)
+@pytest.mark.parametrize("codec", ["tiny", "elic"])
+def test_two_devices_take_the_first_step_of_one(tmp_path, pictures, codec):
+    options = dict(codec=codec, train_glob=pictures, epochs=1, steps_per_epoch=1)
     one = start(tmp_path / "one", tmp_path / "one.npz", 1, strategy="one_device", **options)
     two = start(tmp_path / "two", tmp_path / "two.npz", 2, strategy="mirrored", **options)
     finish(one), finish(two)
@@ -68,6 +70,11 @@ def test_two_devices_take_the_first_step_of_one(tmp_path, pictures):
         np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-5)
         np.testing.assert_allclose(first["val_loss"], second["val_loss"], rtol=1e-5)
     assert_same_state(tmp_path / "one.npz", tmp_path / "two.npz")
+    if codec == "elic":
+        picture = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+        for name in ("best", "final"):
+            trained = load(tmp_path / "two" / f"{name}.safetensors")
+            assert trained.decompress(trained.compress(picture)).shape == picture.shape
 
 
 def test_two_workers_train_as_one_and_write_one_checkpoint(tmp_path, pictures):

@@ -1,9 +1,10 @@
-"""Trains the stand-in in a process of its own, where devices and TF_CONFIG can be chosen.
+"""Trains a codec in a process of its own, where devices and TF_CONFIG can be chosen.
 
-    python worker.py CPUS RESULT OPTIONS
+    python worker.py CODEC CPUS RESULT OPTIONS
 
-CPUS: number of logical CPU devices. RESULT: .npz that gets weights, optimizer state and what was saved.
-OPTIONS: `FitOptions` as JSON.
+CODEC: `tiny` (the stand-in) or `elic` (as narrow as it gets, and without the noise that stands for rounding,
+so that runs can be compared). CPUS: number of logical CPU devices. RESULT: .npz that gets weights, optimizer
+state, losses and the names of the weights files that this process wrote. OPTIONS: `FitOptions` as JSON.
 """
 
 import json
@@ -17,16 +18,36 @@ from train import fit
 from train.options import FitOptions
 
 
-def main(cpus: str, result: str, options: str) -> None:
+def tiny_elic() -> tf.keras.Model:
+    from models.elic import ELIC, Config
+
+    # Tracing and optimising ELIC's graph for each device takes longer than running a step of it as it is.
+    tf.config.run_functions_eagerly(True)
+    tf.random.uniform = lambda shape, *args, dtype=tf.float32, **kwargs: tf.zeros(shape, dtype)
+    config = Config(
+        widths=(4, 4, 4),
+        groups=(2, 4),
+        hyper_channels=4,
+        hyper_widths=(4, 4),
+        context_widths=(4, 4),
+        parameter_width=8,
+    )
+    return ELIC(config, lmbda=0.01)
+
+
+BUILD = {"tiny": TinyCodec, "elic": tiny_elic}
+
+
+def main(codec: str, cpus: str, result: str, options: str) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(cpus))
-    trained = fit.fit(TinyCodec, FitOptions(**json.loads(options)))
+    trained = fit.fit(BUILD[codec], FitOptions(**json.loads(options)))
     codec = trained.codec
     arrays = {f"weight{i}": v.numpy() for i, v in enumerate(codec.trainable_variables)}
     arrays.update({f"optimizer{i}": v.numpy() for i, v in enumerate(codec.optimizer.variables)})
     np.savez(
         result,
-        saved=np.array(codec.saved, dtype=str),
+        saved=np.array(getattr(codec, "saved", []), dtype=str),
         loss=trained.history["loss"],
         val_loss=trained.history["val_loss"],
         replicas=codec.distribute_strategy.num_replicas_in_sync,
