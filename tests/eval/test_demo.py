@@ -87,6 +87,8 @@ def test_an_opponent_that_cannot_do_it_is_named(root, capfd):
 def test_failures_are_passed_on(root, capfd):
     assert demo.main(["none.png", "-o", "demo"]) == 1
     assert capfd.readouterr().err == "error: none.png: no such file or directory\n"
-    (root / "models" / "elic.py").write_text("import sys; sys.exit('error: no weights')")
-    assert demo.main(["-o", "demo"]) == 1
+    (root / "models" / "elic.py").write_text(
+        "import sys; print('error: no weights', file=sys.stderr); sys.exit(3)"
+    )
+    assert demo.main(["-o", "demo"]) == 3
     assert "error: no weights" in capfd.readouterr().err
