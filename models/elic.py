@@ -43,6 +43,7 @@ class Config:
     groups: channels of the latent's groups; their sum is M.
     hyper_channels: channels of the hyper-latent z.
     hyper_widths: hidden channels of the hyper-synthesis.
+    hyper_features: channels that the hyper-synthesis gives to the parameter networks.
     context_widths: hidden channels of the channel-context networks.
     parameter_width: least hidden width of the parameter networks, which otherwise narrow on a straight line from their
       input to their output.
@@ -52,6 +53,7 @@ class Config:
     groups: tuple[int, ...] = (16, 16, 32, 64, 192)
     hyper_channels: int = 192
     hyper_widths: tuple[int, int] = (192, 288)
+    hyper_features: int = 384
     context_widths: tuple[int, int] = (224, 128)
     parameter_width: int = 384
 
@@ -68,6 +70,7 @@ PRESETS = {
         groups=(8, 8, 16, 32, 96),
         hyper_channels=64,
         hyper_widths=(64, 96),
+        hyper_features=320,
         context_widths=(64, 48),
         parameter_width=96,
     ),
@@ -88,7 +91,7 @@ class ELIC(Codec):
         self.synthesis = transforms.synthesis(c.widths, c.latents)
         self.hyper_analysis = transforms.hyper_analysis(c.hyper_channels)
         self.hyper_synthesis = EntropyNet(
-            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(2 * c.latents, 3)],
+            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(c.hyper_features, 3)],
             name="hyper_synthesis",
         )
         self.hyper_input = LatentInput(c.hyper_channels, name="hyper_input")
@@ -117,7 +120,7 @@ class ELIC(Codec):
     def _parameter_widths(self, k: int) -> list[int]:
         """Three 1x1 convolutions, on a straight line from input to output width, not below `parameter_width`."""
         end = 2 * self.config.groups[k]
-        start = 2 * self.config.latents + (2 if k else 1) * end
+        start = self.config.hyper_features + (2 if k else 1) * end
         ramp = [round((start + (end - start) * n / 3) / 16) * 16 for n in (1, 2)]
         return [*(max(self.config.parameter_width, w) for w in ramp), end]
 

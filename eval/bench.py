@@ -1,0 +1,293 @@
+"""What a codec costs: `python -m eval.bench`.
+
+Prints, for one picture (768x512 by default): seconds to compress and to decompress, split into analysis, entropy networks,
+coding and synthesis; the rate that the transforms reach; peak memory; the coder's overhead against the ideal entropy; and
+seconds per training step. With `--compressai_python`, the same picture through CompressAI 1.2.8's ELIC, in turns.
+
+A preset without trained weights gets random ones, and latents that are typical in size and number in place of its own
+(`typical_latents`): all layers run, and the coder has as much to do as with a trained model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+#: What is timed apart; the rest is the entropy networks, padding and moving bytes.
+STAGES = ("analysis", "coding", "synthesis")
+
+
+class Stopwatch:
+    """Adds up seconds by name."""
+
+    def __init__(self):
+        self.seconds = defaultdict(float)
+
+    def timed(self, name, function):
+        """`function`, with the seconds it takes added to `name`."""
+
+        def run(*args, **kwargs):
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - begin
+
+        return run
+
+
+@contextlib.contextmanager
+def stages_timed(codec, watch: Stopwatch):
+    """Within, `codec` tells `watch` the seconds of its analysis, synthesis and coding."""
+    from models.coding import rans
+
+    with contextlib.ExitStack() as stack:
+
+        def patch(owner, attribute, name):
+            original = getattr(owner, attribute)
+            setattr(owner, attribute, watch.timed(name, original))
+            stack.callback(setattr, owner, attribute, original)
+
+        for stage, layer in (("analysis", "analysis"), ("analysis", "hyper_analysis"), ("synthesis", "synthesis")):
+            patch(codec, layer, stage)
+        for owner in (rans.RansEncoder, rans.RansDecoder):
+            for method in ("__init__", "code", "finish", "fingerprint"):
+                patch(owner, method, "coding")
+        yield
+
+
+def channel_sigmas(channels: int) -> np.ndarray:
+    """Standard deviations of typical latents: strong energy compaction, 6 down to 0.00004. float32 [channels]."""
+    return np.exp(np.linspace(np.log(6.0), np.log(4e-5), channels)).astype(np.float32)
+
+
+def typical_latents(codec) -> None:
+    """Gives an ELIC of random weights latents like a trained one's: Gaussian noise, one sigma per channel.
+
+    The parameter networks' last layer is set to predict exactly these sigmas and zero means; everything still runs.
+    """
+    import tensorflow as tf
+
+    from models.coding import tables
+    from models.latents import ROW_BIAS, ROW_GAIN
+
+    sigmas = channel_sigmas(codec.config.latents)
+    analysis = codec.analysis
+
+    def noisy(images):
+        y = analysis(images)
+        return y * 0 + tf.random.stateless_normal(tf.shape(y), [1, 2]) * sigmas
+
+    codec.analysis = noisy
+    rows = np.clip(np.rint(ROW_GAIN * np.log(sigmas) + ROW_BIAS), 0, tables.NUM_SCALES - 1)
+    for net, group_rows in zip(codec.parameters, np.split(rows, np.cumsum(codec.config.groups)[:-1])):
+        last = net.integer_convs[-1]
+        last.kernel.assign(tf.zeros_like(last.kernel))
+        last.bias.assign(np.concatenate([0 * group_rows, group_rows]).astype(np.int32))
+        last.multiplier.assign(tf.ones_like(last.multiplier))
+
+
+def random_codec(entry, preset: str):
+    """A codec of random weights, prepared for coding typical latents."""
+    import tensorflow as tf
+
+    tf.keras.utils.set_random_seed(0)
+    codec = entry.codec(entry.presets[preset])
+    codec.build_variables(training=True)
+    codec.prepare(np.random.default_rng(0).integers(0, 256, [2, 128, 128, 3], np.uint8))
+    typical_latents(codec)
+    return codec
+
+
+def measure_round_trip(codec, image: np.ndarray) -> dict[str, float]:
+    """One compress and one decompress: seconds by stage, CPU seconds, bytes."""
+    figures = {}
+    data = None
+    for direction in ("compress", "decompress"):
+        watch = Stopwatch()
+        with stages_timed(codec, watch):
+            begin, cpu = time.perf_counter(), time.process_time()
+            if direction == "compress":
+                data = codec.compress(image)
+            else:
+                codec.decompress(data)
+            total = time.perf_counter() - begin
+        figures[direction] = total
+        figures[f"{direction} cpu"] = time.process_time() - cpu
+        for stage in STAGES:
+            figures[f"{direction} {stage}"] = watch.seconds[stage]
+    figures["bytes"] = len(data)
+    return figures
+
+
+class CompressAI:
+    """CompressAI's Elic2022Official in an interpreter that has it, one round trip at a time."""
+
+    def __init__(self, python: str, picture: Path, threads: int):
+        script = Path(__file__).with_name("bench_compressai.py")
+        self._process = subprocess.Popen(
+            [python, str(script), str(picture), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def _read(self) -> dict[str, float]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("error: CompressAI's side ended; its message is above")
+        return json.loads(line)
+
+    def round_trip(self) -> dict[str, float]:
+        """As `measure_round_trip`, without the stages."""
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def training_step_seconds(codec_class, config, batch: int, patch: int, steps: int) -> list[float]:
+    """Seconds of each of `steps` traced training steps on random pixels, without the first two."""
+    import tensorflow as tf
+
+    codec = codec_class(config)
+    codec.compile(optimizer=tf.keras.optimizers.Adam(1e-4, global_clipnorm=1.0))
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, [batch, patch, patch, 3], np.uint8))
+    codec.build_variables(training=True)
+    codec.optimizer.build(codec.trainable_variables)
+    step = tf.function(codec.train_step)
+    seconds = []
+    for _ in range(steps + 2):
+        begin = time.perf_counter()
+        step(images)
+        seconds.append(time.perf_counter() - begin)
+    return seconds[2:]
+
+
+def multiply_adds(function, *shapes) -> float:
+    """Multiply-adds of a network on float32 inputs of these shapes, as TensorFlow's profiler counts them."""
+    import tensorflow as tf
+    from tensorflow.python.profiler.model_analyzer import profile
+    from tensorflow.python.profiler.option_builder import ProfileOptionBuilder
+
+    concrete = tf.function(function, autograph=False).get_concrete_function(*(tf.TensorSpec(s) for s in shapes))
+    options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
+    return profile(concrete.graph, options=options).total_float_ops / 2
+
+
+def median(rounds: list[dict[str, float]], name: str) -> float:
+    return float(np.median([r[name] for r in rounds]))
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m eval.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="elic")
+    parser.add_argument("--preset", default="base")
+    parser.add_argument("--weights", help="weights file; by default those of the preset that ship, or random ones")
+    parser.add_argument("--picture", default=None, help="picture to compress; by default the sample in res/eval")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--compressai_python", help="interpreter with torch and compressai to compare with, in turns")
+    parser.add_argument("--train_steps", type=int, default=2, help="training steps to time; 0 leaves them out")
+    parser.add_argument("--train_batch", type=int, default=4)
+    parser.add_argument("--train_patch", type=int, default=256)
+    args = parser.parse_args(argv)
+
+    import tensorflow as tf
+
+    from models import images, registry, weights
+    from models.codec import load
+
+    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+    entry = registry.get(args.model)
+    path = args.weights or next((p for p in weights.shipped(args.model) if p.stem == args.preset), None)
+    codec = load(path) if path else random_codec(entry, args.preset)
+    sample = Path(__file__).resolve().parent.parent / "res" / "eval" / "sample.png"
+    picture = Path(args.picture) if args.picture else sample
+    image = images.read_image(picture)
+    height, width = image.shape[:2]
+    what = f"weights {Path(path).name}" if path else "random weights, typical latents"
+    print(f"{args.model} {args.preset} ({what}), {width}x{height}, {args.threads} threads")
+
+    other = CompressAI(args.compressai_python, picture, args.threads) if args.compressai_python else None
+    measure_round_trip(codec, image)  # warm up
+    ours, theirs = [], []
+    for _ in range(args.rounds):
+        ours.append(measure_round_trip(codec, image))
+        if other:
+            theirs.append(other.round_trip())
+    if other:
+        other.close()
+    print_round_trip(codec, image, ours)
+    if theirs:
+        print_comparison(ours, theirs)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory of this process: {peak:.2f} GB")
+    if args.train_steps:
+        seconds = training_step_seconds(
+            entry.codec, codec.config, args.train_batch, args.train_patch, args.train_steps
+        )
+        print(f"training step, {args.train_batch} patches of {args.train_patch}²: {np.median(seconds):.2f} s")
+
+
+def print_round_trip(codec, image: np.ndarray, rounds: list[dict[str, float]]) -> None:
+    """Seconds by stage, the transforms' speed, the file's size against the ideal."""
+    height, width = image.shape[:2]
+    padded = codec.padded_size(height, width)
+    for direction, network in (("compress", "analysis"), ("decompress", "synthesis")):
+        total, coding = median(rounds, direction), median(rounds, f"{direction} coding")
+        stage = median(rounds, f"{direction} {network}")
+        fastest = min(r[direction] for r in rounds)
+        print(
+            f"{direction:10} {total:.3f} s (fastest {fastest:.3f}, CPU {median(rounds, direction + ' cpu'):.2f}): "
+            f"{network} {stage:.3f}, entropy networks {total - stage - coding:.3f}, "
+            f"coding {coding:.3f} ({100 * coding / total:.1f} %)"
+        )
+    y_shape = [1, padded[0] // 16, padded[1] // 16, codec.config.latents]
+    work = multiply_adds(codec.synthesis, y_shape)
+    seconds = median(rounds, "decompress synthesis")
+    print(
+        f"synthesis: {work / np.prod(padded) / 1e3:.0f} kMAC/pixel, {2 * work / 1e9:.0f} GFLOP at "
+        f"{2 * work / seconds / 1e9:.0f} GFLOP/s"
+    )
+    _, bits = codec(image[None])
+    ideal = sum(float(b[0]) for b in bits.values()) / 8
+    size = rounds[0]["bytes"]
+    print(
+        f"file: {size} bytes, {8 * size / (height * width):.4f} bpp; ideal under the tables {ideal:.0f} bytes: "
+        f"{100 * (size / ideal - 1):+.2f} %"
+    )
+
+
+def print_comparison(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    """Ratio of the round trips, round by round."""
+    for direction in ("compress", "decompress"):
+        print(f"CompressAI 1.2.8 Elic2022Official {direction}: {median(theirs, direction):.3f} s")
+    ratios = [
+        (a["compress"] + a["decompress"]) / (b["compress"] + b["decompress"]) for a, b in zip(ours, theirs)
+    ]
+    cpu = [(a["compress cpu"] + a["decompress cpu"]) / b["cpu"] for a, b in zip(ours, theirs)]
+    print(
+        f"ours / CompressAI's, compress + decompress: {np.median(ratios):.2f} of the time (rounds {min(ratios):.2f} to "
+        f"{max(ratios):.2f}), {np.median(cpu):.2f} of the CPU seconds; its file {theirs[0]['bytes']:.0f} bytes"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
