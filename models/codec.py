@@ -352,9 +352,12 @@ def _from_file(path) -> tuple[Codec, dict[str, np.ndarray], bytes]:
     weights_id = weights.fingerprint(values)
     if weights_id.hex() != metadata.get("weights_id"):
         raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
-    entry = registry.get(metadata.get("model", ""))
-    config = weights.config_from_json(entry.config, metadata.get("config", ""))
-    return entry.codec(config, lmbda=float(metadata["lambda"])), values, weights_id
+    try:
+        entry = registry.get(metadata.get("model", ""))
+        config = weights.config_from_json(entry.config, metadata.get("config", ""))
+        return entry.codec(config, lmbda=float(metadata.get("lambda", ""))), values, weights_id
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged weights file: {error}") from error
 
 
 def _without_initialisers():

@@ -28,6 +28,7 @@ import tensorflow as tf
 
 from models.codec import Codec
 from models.coding.tables import NUM_SCALES
+from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
 from transforms import checkerboard
@@ -130,8 +131,12 @@ class ELIC(Codec):
     def transmit(self, coder, images=None, shape=None, groups: int | None = None):
         """Walks z and the groups of y in coding order; see `Codec.transmit`.
 
-        groups: when decoding, stop after this many groups; the others stay at their predicted means.
+        groups: when decoding, stop after this many groups; the others stay at their predicted means. UserError if there
+          are not so many.
         """
+        count = len(self.config.groups)
+        if groups is not None and not 0 <= groups <= count:
+            raise UserError(f"groups must be 0 to {count}, not {groups}")
         y = z = None
         if images is not None:
             y = tf.cast(self.analysis(self.normalise(images)), tf.float32)
