@@ -71,8 +71,10 @@ _HALF_WIDTH_TAPS = tuple(_half_width_taps(parity) for parity in (0, 1))
 
 def half_width_kernels(taps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The two [5, 3, C_in, C_out] kernels (even rows, odd rows) made of `taps` [12, C_in, C_out]."""
-    padded = tf.concat([taps, tf.zeros_like(taps[:1])], 0)  # index -1, written as 12, is a tap of zeros
-    return tuple(tf.gather(padded, np.where(t < 0, len(TAPS), t)) for t in _HALF_WIDTH_TAPS)
+    # Not a gather, whose gradient lists taps twice instead of adding them up: that would count wrongly when clipped.
+    parts = [*tf.unstack(taps), tf.zeros_like(taps[0])]  # index -1 is a tap of zeros
+    kernels = (tf.stack([parts[t] for t in table.ravel()]) for table in _HALF_WIDTH_TAPS)
+    return tuple(tf.reshape(kernel, [5, 3, *taps.shape[1:]]) for kernel in kernels)
 
 
 def from_anchors(anchors: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
