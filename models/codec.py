@@ -13,8 +13,9 @@ import tensorflow as tf
 from models import registry, weights
 from models.coding import container, rans, tables
 from models.errors import UserError
-from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate, Walk
+from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
 from transforms import exact
+from transforms.chain import Chain
 
 
 class Codec(tf.keras.Model):
@@ -148,18 +149,19 @@ class Codec(tf.keras.Model):
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 
     def build_variables(self, training: bool = False, synthesis: bool = True) -> None:
-        """Creates variables, by walking through the smallest picture.
+        """Creates variables.
 
         training: those of training (float entropy networks, densities); else those of coding (integer networks).
         synthesis: also those that only decoding needs.
         """
-        picture = tf.zeros([1, *self.stride, 3])
         if training:
-            self(picture, training=True)
+            self(tf.zeros([1, *self.stride, 3]), training=True)
             return
-        latents = self.transmit(Walk(), picture)
-        if synthesis:
-            self.reconstruct(latents)
+        for layer in self.submodules:
+            if isinstance(layer, (exact.EntropyNet, exact.LatentInput)):
+                layer.build_integers()
+            elif isinstance(layer, Chain) and (synthesis or layer is not self.synthesis):
+                layer.build()
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """All variables of the model by path, such as `analysis/layers/0/kernel`. They are stored under these names."""

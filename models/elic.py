@@ -90,8 +90,9 @@ class ELIC(Codec):
         c = config
         self.analysis = transforms.analysis(c.widths, c.latents)
         self.synthesis = transforms.synthesis(c.widths, c.latents)
-        self.hyper_analysis = transforms.hyper_analysis(c.hyper_channels)
+        self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels)
         self.hyper_synthesis = EntropyNet(
+            c.hyper_channels,
             [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(c.hyper_features, 3)],
             name="hyper_synthesis",
         )
@@ -99,15 +100,21 @@ class ELIC(Codec):
         self.latent_inputs = [LatentInput(g, name=f"latent_input{k}") for k, g in enumerate(c.groups)]
         # The first group has no channels before it.
         self.channel_contexts = [None] + [
-            EntropyNet([*(Conv(w, 5) for w in c.context_widths), Conv(2 * g, 5)], name=f"channel_context{k}")
+            EntropyNet(
+                sum(c.groups[:k]),
+                [*(Conv(w, 5) for w in c.context_widths), Conv(2 * g, 5)],
+                name=f"channel_context{k}",
+            )
             for k, g in enumerate(c.groups)
             if k
         ]
         self.spatial_contexts = [
-            EntropyNet([Conv(2 * g, masked=True)], name=f"spatial_context{k}") for k, g in enumerate(c.groups)
+            EntropyNet(g, [Conv(2 * g, masked=True)], name=f"spatial_context{k}")
+            for k, g in enumerate(c.groups)
         ]
         self.parameters = [
             EntropyNet(
+                self._parameter_inputs(k),
                 [Conv(w) for w in self._parameter_widths(k)],
                 output=Output.PARAMETERS,
                 output_gain=ROW_GAIN,
@@ -118,10 +125,13 @@ class ELIC(Codec):
             for k in range(len(c.groups))
         ]
 
+    def _parameter_inputs(self, k: int) -> int:
+        """Channels of hyper features, channel context (not for the first group) and spatial context."""
+        return self.config.hyper_features + (2 if k else 1) * 2 * self.config.groups[k]
+
     def _parameter_widths(self, k: int) -> list[int]:
         """Three 1x1 convolutions, on a straight line from input to output width, not below `parameter_width`."""
-        end = 2 * self.config.groups[k]
-        start = self.config.hyper_features + (2 if k else 1) * end
+        start, end = self._parameter_inputs(k), 2 * self.config.groups[k]
         ramp = [round((start + (end - start) * n / 3) / 16) * 16 for n in (1, 2)]
         return [*(max(self.config.parameter_width, w) for w in ramp), end]
 

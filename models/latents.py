@@ -183,7 +183,7 @@ class LatentCoder(_ExactCoder):
 
 
 class Walk(_ExactCoder):
-    """Codes nothing: walks through a model so that its layers make their variables."""
+    """Codes nothing, and decodes zeros: walks through a model."""
 
     def _code(self, name, symbols, rows, folded):
         return tf.zeros_like(rows) if symbols is None else symbols

@@ -11,13 +11,21 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from transforms.chain import Chain
 from transforms.resample import Downsample, Upsample
 
 Layer = tf.keras.layers.Layer
 Conv2D = tf.keras.layers.Conv2D
 
 
-class ResidualBottleneck(Layer):
+class _SameShape(Layer):
+    """A layer whose output has the shape of its input."""
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class ResidualBottleneck(_SameShape):
     """x + [1x1 c/2, ReLU, 3x3 c/2, ReLU, 1x1 c](x); with `final_relu` a ReLU after the sum (in the attention).
 
     [B, H, W, c] -> [B, H, W, c].
@@ -30,12 +38,18 @@ class ResidualBottleneck(Layer):
         self.expand = Conv2D(channels, 1, name="expand")
         self.final_relu = final_relu
 
+    def build(self, input_shape):
+        for layer in (self.reduce, self.spatial, self.expand):
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+        super().build(input_shape)
+
     def call(self, x):
         x = x + self.expand(self.spatial(self.reduce(x)))
         return tf.nn.relu(x) if self.final_relu else x
 
 
-class Attention(Layer):
+class Attention(_SameShape):
     """x + trunk(x) * sigmoid(mask(x)), trunk and mask of three residual units each. [B, H, W, c] -> [B, H, W, c]."""
 
     def __init__(self, channels: int, name: str | None = None):
@@ -44,6 +58,11 @@ class Attention(Layer):
         self.mask = [ResidualBottleneck(channels, True, name=f"mask{n}") for n in range(3)]
         self.gate = Conv2D(channels, 1, name="gate")
 
+    def build(self, input_shape):
+        for layer in (*self.trunk, *self.mask, self.gate):
+            layer.build(input_shape)
+        super().build(input_shape)
+
     def call(self, x):
         trunk = mask = x
         for unit in self.trunk:
@@ -51,19 +70,6 @@ class Attention(Layer):
         for unit in self.mask:
             mask = unit(mask)
         return x + trunk * tf.sigmoid(self.gate(mask))
-
-
-class Chain(Layer):
-    """Layers one after the other."""
-
-    def __init__(self, layers: Sequence[Layer], name: str | None = None):
-        super().__init__(name=name)
-        self.layers = list(layers)
-
-    def call(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 def _bottlenecks(channels: int, stage: int) -> list[Layer]:
@@ -77,6 +83,7 @@ def analysis(widths: Sequence[int], latents: int) -> Chain:
     """
     n1, n2, n3 = widths
     return Chain(
+        3,
         [
             Downsample(n1, name="down1"),
             *_bottlenecks(n1, 1),
@@ -96,6 +103,7 @@ def synthesis(widths: Sequence[int], latents: int) -> Chain:
     """g_s, the mirror of `analysis`: y_hat [B, H / 16, W / 16, latents] -> images [B, H, W, 3]."""
     n1, n2, n3 = widths
     return Chain(
+        latents,
         [
             Attention(latents, name="attention4"),
             Upsample(n3, name="up4"),
@@ -111,9 +119,10 @@ def synthesis(widths: Sequence[int], latents: int) -> Chain:
     )
 
 
-def hyper_analysis(channels: int) -> Chain:
-    """h_a: y [B, H, W, M] -> z [B, H / 4, W / 4, channels], H and W multiples of 4. No activation at the end."""
+def hyper_analysis(latents: int, channels: int) -> Chain:
+    """h_a: y [B, H, W, latents] -> z [B, H / 4, W / 4, channels], H and W multiples of 4. No activation at the end."""
     return Chain(
+        latents,
         [
             Conv2D(channels, 3, padding="same", activation="relu", name="conv1"),
             Downsample(channels, activation="relu", name="down2"),

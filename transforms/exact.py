@@ -13,7 +13,7 @@ So the networks that choose rows and means have two forms:
 The method is that of He et al., "Post-Training Quantization for Cross-Platform Learned Image Compression",
 arXiv 2202.07513, with float32 as the carrier.
 
-    net = EntropyNet([Conv(64, 3), Conv(128, 3)])
+    net = EntropyNet(32, [Conv(64, 3), Conv(128, 3)])
     y = net(x)                                            # float form: real numbers in and out
     with calibrating(net):                                # derives the integer form from what it is fed
         q = net.integers(Fixed(x_int, x_scale))
@@ -184,6 +184,7 @@ class EntropyNet(tf.keras.layers.Layer):
     """A stack of convolutions with ReLU between (none after the last), in a float and an integer form.
 
     Args:
+      channels: of its input.
       convs: the layers, in order.
       output: what the integer form of the last layer gives; see `Output`.
       output_gain, output_bias: for PARAMETERS: the row index is `gain * x + bias` of the last layer's second half x.
@@ -193,6 +194,7 @@ class EntropyNet(tf.keras.layers.Layer):
 
     def __init__(
         self,
+        channels: int,
         convs: Sequence[Conv],
         output: str = Output.FEATURES,
         output_gain: float = 1.0,
@@ -201,6 +203,7 @@ class EntropyNet(tf.keras.layers.Layer):
         name: str | None = None,
     ):
         super().__init__(name=name, dtype="float32")  # float32 under any mixed-precision policy
+        self.channels = channels
         self.convs = tuple(convs)
         self.output_kind = output
         self.output_gain, self.output_bias, self.rows = output_gain, output_bias, rows
@@ -208,9 +211,9 @@ class EntropyNet(tf.keras.layers.Layer):
         self.calibrating = False
         self._loudest: dict[int, np.ndarray] = {}
 
-    def build(self, input_shape):
+    def build(self, input_shape=None):
         """Makes the variables of the float form."""
-        channels = int(input_shape[-1])
+        channels = self.channels
         self.kernels, self.biases = [], []
         for number, conv in enumerate(self.convs):
             gain = (
@@ -225,9 +228,11 @@ class EntropyNet(tf.keras.layers.Layer):
             channels = conv.filters
         super().build(input_shape)
 
-    def _build_integers(self, channels: int) -> None:
+    def build_integers(self) -> None:
         """Makes the variables of the integer form. Coding needs these only, training the others only."""
-        self.integer_convs = []
+        if self.integer_convs:
+            return
+        channels = self.channels
         with tf.init_scope():
             for number, conv in enumerate(self.convs):
                 self.integer_convs.append(_IntegerConv(conv, channels, f"integer{number}"))
@@ -252,8 +257,7 @@ class EntropyNet(tf.keras.layers.Layer):
         With Output.FEATURES, 8-bit features. With Output.PARAMETERS, means (multiples of MEAN_STEP) and table rows
         (0 .. rows - 1) one after the other along the channels.
         """
-        if not self.integer_convs:
-            self._build_integers(int(x.value.shape[-1]))
+        self.build_integers()
         value, scale, in_limit = x.value, x.scale, 127.0
         for number, integer in enumerate(self.integer_convs):
             last = number + 1 == len(self.convs)
@@ -319,6 +323,12 @@ class LatentInput(tf.keras.layers.Layer):
         self.inverse_step: tf.Variable | None = (
             None  # made when the integer form is first used, as the networks' are
         )
+
+    def build_integers(self) -> None:
+        """Makes the variable of the integer form."""
+        if self.inverse_step is None:
+            with tf.init_scope():
+                self.inverse_step = tf.Variable(tf.ones([self.channels]), trainable=False, name="inverse_step")
 
     def run(self, latents: tf.Tensor, exact: bool) -> Fixed | tf.Tensor:
         """What a network takes: `Fixed` numbers for its integer form, the latents themselves for its float form."""
