@@ -89,7 +89,7 @@ def run_elic(*arguments: str | Path) -> None:
     """Runs `python models/elic.py` with the arguments; shows the command and what it prints."""
     shown = [_shown(argument) if isinstance(argument, Path) else argument for argument in arguments]
     print("$", shlex.join(["python", "models/elic.py", *shown]), flush=True)
-    subprocess.run([sys.executable, ROOT / "models" / "elic.py", *arguments], check=True)
+    subprocess.run([sys.executable, ROOT / "models" / "elic.py", *shown], check=True)
 
 
 def figures(name: str, size: int, before: np.ndarray, after: np.ndarray) -> str:
