@@ -374,11 +374,11 @@ def _best_loss(log: str) -> float | None:
 class Backup(tf.keras.callbacks.BackupAndRestore):
     """Saves the state of the run at the end of each epoch, and in the middle of one when a signal arrives.
 
-    Keras' own does either; what it can restore depends on which. The class attribute that it reads is public.
+    Keras' own does the one or the other, as `save_freq` says at the time, and can restore a step within an epoch
+    only if it has begun with a number there.
     """
 
     def __init__(self, backup_dir: str):
-        # With a number here, Keras restores to the exact step, not to an epoch's end.
         super().__init__(backup_dir, save_freq=sys.maxsize, delete_checkpoint=False)
         self._signal = 0
         self._save_on_signal = True
@@ -435,7 +435,7 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
 
 
 class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
-    """Ends training with an error, before anything is saved, when the loss or a weight is not finite.
+    """Ends training with an error, before anything is saved, when a loss is not finite.
 
     Keras' own would go on to validate and to save what is not a number over the last good state.
     """
@@ -456,16 +456,14 @@ class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
             self._give_up(f"the loss at step {batch + 1}")
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
-        """Checks the validation loss, and the weights: those of the last step have not met a loss yet.
+        """Checks the validation loss, which tells of the weights that the last step has left.
 
         Raises:
-          UserError: they are not finite.
+          UserError: it is not finite.
         """
         del epoch
         if not np.isfinite((logs or {}).get("val_loss", 0.0)):
             self._give_up("the validation loss")
-        if not tf.math.is_finite(tf.linalg.global_norm(self.model.trainable_variables)):
-            self._give_up("a weight at the end")
 
     def _give_up(self, what: str) -> None:
         raise UserError(
