@@ -418,10 +418,10 @@ class RansEncoder:
 
         value = tf.gather(tf.reshape(symbols, [-1]), coded.position)
         first, length, offset, likely = tf.unstack(tf.gather(coder.row_info, coded_rows), num=4, axis=1)
-        wide = tf.cast(value, _i64)  # neither |s| nor s - offset may wrap
-        entry = tf.abs(wide) if folded else wide - tf.cast(offset, _i64)
-        outside = (entry < 0) | (entry >= tf.cast(length, _i64))
-        packed = tf.gather(coder.entries, tf.where(outside, likely, first + tf.cast(entry, _i32)))
+        # Both may wrap, and harmlessly: |-2**31| is negative and so outside; a difference is exact mod 2**32.
+        entry = tf.abs(value) if folded else value - offset
+        outside = (entry < 0) | (entry >= length)
+        packed = tf.gather(coder.entries, tf.where(outside, likely, first + entry))
 
         has_sign = ~outside & (entry > 0) if folded else tf.zeros_like(outside)
         sign_image = tf.boolean_mask(coded.image, has_sign)
@@ -436,7 +436,7 @@ class RansEncoder:
             coded=coded,
             packed=packed & 0xFFFFFFFF,
             cost=tf.math.unsorted_segment_sum(cost, coded.image, batch),
-            sign=tf.cast(tf.boolean_mask(wide, has_sign) < 0, _i64),
+            sign=tf.cast(tf.boolean_mask(value, has_sign) < 0, _i64),
             sign_image=sign_image,
             sign_counts=_count(sign_image, batch),
             exceptions=tf.stack(
@@ -763,8 +763,7 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
     """Takes the streams apart as far as that needs no tables."""
     length = tf.cast(tf.strings.length(strings), _i64)
     if not partial:
-        complete = (length >= 2 * MIN_WORDS) & (length % 2 == 0)
-        strings, length = _require(complete, "truncated stream", strings, length)
+        strings, length = _require(length % 2 == 0, "truncated stream (odd length)", strings, length)
     width = tf.maximum(tf.reduce_max(_shr(length + 1, 1)), EXTENDED_HEADER_WORDS)
     words = tf.io.decode_raw(strings, tf.uint16, fixed_length=tf.cast(2 * width, _i32))
     words = tf.pad(tf.cast(words, _i64), [[0, 0], [0, 1]])
