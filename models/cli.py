@@ -93,6 +93,7 @@ def _add_output_flags(parser, result: str, suffix: str) -> None:
 
 def _add_train(commands, model: str, entry: registry.Entry) -> None:
     from train.options import add_train_flags
+    from train.pjrt_options import add_pjrt_flags
 
     parser = _subcommand(commands, "train", _train, "Trains a model on photographs.")
     parser.add_argument(
@@ -107,6 +108,7 @@ def _add_train(commands, model: str, entry: registry.Entry) -> None:
     )
     parser.add_argument("--init_weights", metavar="FILE", help="Start from these trained weights.")
     add_train_flags(parser, train_path=f"runs/{model}")
+    add_pjrt_flags(parser)
 
 
 def _add_compress(commands, entry: registry.Entry) -> None:
@@ -155,6 +157,11 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace the JSON file if it exists.")
+    parser.add_argument(
+        "--record",
+        metavar="NAME",
+        help="Also write the mean figures into the header of the weights file, under this name, such as kodak.",
+    )
     _add_weights_flags(parser, entry)
 
 
@@ -297,13 +304,20 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             "lambda": codec.lmbda,
         }
         report.write_json(args.json, measurements, force=args.force, **facts)
+    if args.record and not code:
+        mean = report.mean(measurements)
+        figures = f"{len(measurements)} pictures, real files, means of the pictures': "
+        figures += f"{mean['bpp']:.4f} bpp, {mean['psnr']:.3f} dB, MS-SSIM {mean['ms_ssim']:.5f}"
+        weights.annotate(path, **{args.record: figures})
     return code
 
 
 def _train(model: str, args: argparse.Namespace) -> int:
+    from train import pjrt_options
     from train.options import fit_options
 
-    options = fit_options(args)
+    outside = pjrt_options.is_wanted(args)
+    options = pjrt_options.pjrt_fit_options(args) if outside else fit_options(args)
     if not args.lmbda > 0:
         raise UserError(f"--lambda {args.lmbda}: must be above 0")
     from models.codec import load_for_training
@@ -316,6 +330,13 @@ def _train(model: str, args: argparse.Namespace) -> int:
             return load_for_training(args.init_weights, lmbda=args.lmbda)
         return entry.codec(entry.presets[args.preset], lmbda=args.lmbda)
 
+    if outside:
+        from train import pjrt
+
+        path = pjrt.train(entry, build, options, args)
+        if path:
+            print(f"trained weights: {path}")
+        return 0
     trained = fit(build, options)
     print(f"trained weights: {trained.best} (lowest validation loss), {trained.final} (last step)")
     return 0

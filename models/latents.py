@@ -1,18 +1,20 @@
 """What a codec's `transmit` talks to: one interface, whether latents are estimated, written or read.
 
-`transmit` hands each latent and its predicted distribution to a *latent coder* and gets back the decoded latent. Five
-of them:
+`transmit` hands each latent and its predicted distribution to a *latent coder* and gets back the decoded latent:
 
     TrainingRate   differentiable: bits under additive noise, latents rounded straight through   (needs TFC)
     FloatRate      rounded latents, bits of the float entropy model: validation during training  (needs TFC)
     TableRate      rounded latents, bits of the tables that files are written with
     LatentCoder    writes rounded latents to a stream, or reads them from one
-    Walk           codes nothing
+    Recorder       keeps the symbols
+    Replay         gives symbols of an earlier run, keeps what the networks predict for them
 
-The last three run the entropy networks in integers (`exact` is True), the first two in floats.
+All but the first two run the entropy networks in integers (`exact` is True).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -182,8 +184,35 @@ class LatentCoder(_ExactCoder):
         return self._stream.code(rows, symbols, folded=folded)
 
 
-class Walk(_ExactCoder):
-    """Codes nothing, and decodes zeros: walks through a model."""
+class Recorder(_ExactCoder):
+    """Rounds latents and keeps the symbols of all passes, int32 [B, N], in coding order. Writes nothing."""
+
+    def __init__(self):
+        self.symbols: list[tf.Tensor] = []
 
     def _code(self, name, symbols, rows, folded):
-        return tf.zeros_like(rows) if symbols is None else symbols
+        self.symbols.append(symbols)
+        return symbols
+
+
+class Replay:
+    """Gives a model the symbols of an earlier run and keeps what it predicts for them.
+
+    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other. With `exact` False those of the
+    float form, for comparison: nothing is coded with them.
+    """
+
+    def __init__(self, symbols: Sequence[tf.Tensor], exact: bool = True):
+        self._symbols = iter(symbols)
+        self.exact = exact
+        self.predictions: list[tf.Tensor] = []
+
+    def factorized(self, name: str, latent, first_row: int, shape) -> tf.Tensor:
+        return tf.cast(tf.reshape(next(self._symbols), shape), tf.float32)
+
+    def gaussian(self, name: str, latent, parameters) -> tf.Tensor:
+        mean, rows = tf.split(parameters.value if self.exact else parameters, 2, -1)
+        if not self.exact:
+            rows = tf.clip_by_value(tf.round(ROW_GAIN * rows + ROW_BIAS), 0.0, tables.NUM_SCALES - 1.0)
+        self.predictions += [_flat(mean), _flat(rows)]
+        return tf.cast(tf.reshape(next(self._symbols), tf.shape(mean)), tf.float32) + mean

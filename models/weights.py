@@ -66,6 +66,12 @@ def _open(path, use):
         raise UserError(f"{path}: not a readable weights file ({error})") from error
 
 
+def annotate(path, **facts: str) -> None:
+    """Adds facts to the header of a weights file; its tensors, and so its `weights_id`, stay the same."""
+    tensors, metadata = read(path)
+    write(path, tensors, {**metadata, **facts})
+
+
 def config_to_json(config) -> str:
     """A model's Config as JSON."""
     return json.dumps(dataclasses.asdict(config))

@@ -1,0 +1,204 @@
+"""Shows that the entropy networks give the same integers wherever they run: `python -m eval.exactness`.
+
+Records the symbols of a picture, then computes from them all means and table rows of all passes in many ways: eagerly, as a
+graph, compiled by XLA, on one thread and two, with oneDNN and without, in a batch, and under JAX's PJRT from the lowered
+HLO (`--jax_python`, on whatever device JAX finds there). The integer form must agree bit for bit; the float form is run
+beside it to show that these ways do differ.
+
+For a machine without TensorFlow, `--export DIR` writes what `eval/exactness_run.py DIR` needs there (jax and numpy only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+#: Environments for the ways that have to be chosen before TensorFlow starts.
+PROCESSES = {
+    "without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
+    "one thread": {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"},
+}
+
+
+def recorded_symbols(codec, image: np.ndarray) -> list[np.ndarray]:
+    """The symbols of all passes of a picture, uint8 [H, W, 3]: int32 arrays [1, N]."""
+    import tensorflow as tf
+
+    from models.latents import Recorder
+
+    coder = Recorder()
+    codec.transmit(coder, codec.pad(tf.cast(image[None], tf.float32)))
+    return [symbols.numpy() for symbols in coder.symbols]
+
+
+def entropy_path(codec, shape: tuple[int, int, int], exact: bool) -> Callable[[Sequence], list]:
+    """A function of all passes' symbols that gives the mean and the table row of every Gaussian symbol.
+
+    Args:
+      shape: (B, H, W) of the padded pictures.
+      exact: the integer form; else the float form.
+    """
+    from models.latents import Replay
+
+    def run(*symbols):
+        coder = Replay(symbols, exact)
+        codec.transmit(coder, shape=shape)
+        return coder.predictions
+
+    return run
+
+
+def in_this_process(codec, symbols: Sequence[np.ndarray], shape, exact: bool) -> dict[str, list[np.ndarray]]:
+    """Means and rows by way of running."""
+    import tensorflow as tf
+
+    path = entropy_path(codec, shape, exact)
+    ways = {
+        "eager": path,
+        "graph": tf.function(path, autograph=False),
+        "XLA": tf.function(path, autograph=False, jit_compile=True),
+    }
+    results = {name: [p.numpy() for p in way(*map(tf.constant, symbols))] for name, way in ways.items()}
+    batch = entropy_path(codec, (4, *shape[1:]), exact)(*(tf.constant(np.repeat(s, 4, 0)) for s in symbols))
+    results["batch of 4"] = [p.numpy()[2:3] for p in batch]
+    return results
+
+
+def in_other_processes(weights: str, symbols, shape, exact: bool) -> dict[str, list[np.ndarray]]:
+    """As `in_this_process`, for what an environment variable decides."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "symbols.npz", *symbols)
+        for name, variables in PROCESSES.items():
+            out = Path(folder) / "out.npz"
+            job = {"weights": str(weights), "shape": list(shape), "exact": exact, "out": str(out)}
+            command = [sys.executable, "-m", "eval.exactness", "--job", json.dumps(job | {"symbols": folder})]
+            subprocess.run(command, env={**os.environ, **variables}, check=True)
+            results[name] = _load_list(out)
+    return results
+
+
+def _load_list(path) -> list[np.ndarray]:
+    with np.load(path) as file:
+        return [file[f"arr_{n}"] for n in range(len(file.files))]
+
+
+def _do_job(job: dict) -> None:
+    """The other side of `in_other_processes`."""
+    import tensorflow as tf
+
+    from models.codec import load
+
+    codec = load(job["weights"])
+    if not job["exact"]:
+        _load_floats(codec, job["weights"])
+    symbols = _load_list(Path(job["symbols"]) / "symbols.npz")
+    path = tf.function(entropy_path(codec, tuple(job["shape"]), job["exact"]), autograph=False)
+    np.savez(job["out"], *[p.numpy() for p in path(*map(tf.constant, symbols))])
+
+
+def _load_floats(codec, weights_path) -> None:
+    """Gives a codec loaded for coding the float form of its entropy networks as well."""
+    from models import weights
+    from transforms.exact import EntropyNet
+
+    for layer in codec.submodules:
+        if isinstance(layer, EntropyNet) and not layer.built:
+            layer.build()
+    codec.assign(weights.read(weights_path)[0])
+
+
+def export(codec, symbols, shape, exact: bool, directory) -> None:
+    """Lowers the entropy path to HLO, with its inputs and what it gave here, for `eval/exactness_run.py`."""
+    import tensorflow as tf
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    function = tf.function(entropy_path(codec, shape, exact), autograph=False, jit_compile=True)
+    inputs = [tf.constant(s) for s in symbols]
+    concrete = function.get_concrete_function(*inputs)
+    hlo = function.experimental_get_compiler_ir(*inputs)(stage="hlo_serialized")
+    (directory / "path.hlo").write_bytes(hlo)
+    variables = {id(v.handle): v for v in concrete.graph.variables}
+    captured = [variables[id(c)].numpy() if id(c) in variables else c.numpy() for c in concrete.captured_inputs]
+    np.savez(directory / "inputs.npz", *symbols, *captured)
+    np.savez(directory / "expected.npz", *[p.numpy() for p in function(*inputs)])
+
+
+def under_jax(python: str, directory, **environment: str) -> str:
+    """Runs an exported folder in another interpreter; returns its verdict, one line."""
+    script = Path(__file__).with_name("exactness_run.py")
+    done = subprocess.run(
+        [python, str(script), str(directory)], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    return done.stdout.strip().split("\n")[-1] if done.returncode in (0, 1) else done.stderr.strip()[-300:]
+
+
+def differences(reference: list[np.ndarray], other: list[np.ndarray]) -> str:
+    """How two lists of (mean, row, mean, row, …) differ, in words."""
+    rows = sum(int(np.sum(a != b)) for a, b in zip(reference[1::2], other[1::2]))
+    means = sum(int(np.sum(a != b)) for a, b in zip(reference[::2], other[::2]))
+    total = sum(a.size for a in reference[::2])
+    if not rows and not means:
+        return "identical"
+    return f"{means} of {total} means and {rows} rows differ"
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.exactness", description=__doc__.split("\n")[0])
+    parser.add_argument("pictures", nargs="*", help="by default the sample in res/eval")
+    parser.add_argument("--weights", help="weights file; by default ELIC's that ship")
+    parser.add_argument("--jax_python", help="an interpreter that has jax")
+    parser.add_argument("--export", metavar="DIR", help="only write what eval/exactness_run.py needs, and stop")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.job:
+        _do_job(json.loads(args.job))
+        return 0
+
+    from models import images, weights
+    from models.codec import load
+
+    path = args.weights or weights.shipped("elic")[-1]
+    codec = load(path)
+    _load_floats(codec, path)
+    root = Path(__file__).resolve().parent.parent
+    wrong = 0
+    for picture in args.pictures or sorted((root / "res" / "eval").glob("*.png")):
+        image = images.read_image(picture)
+        symbols = recorded_symbols(codec, image)
+        shape = (1, *codec.padded_size(*image.shape[:2]))
+        if args.export:
+            export(codec, symbols, shape, True, args.export)
+            return 0
+        for exact in (True, False):
+            print(f"{Path(picture).name}, {'integer' if exact else 'float'} form, against eager:")
+            results = in_this_process(codec, symbols, shape, exact)
+            results |= in_other_processes(path, symbols, shape, exact)
+            for name, result in results.items():
+                verdict = differences(results["eager"], result)
+                wrong += exact and verdict != "identical"
+                print(f"  {name:16} {verdict}")
+            if args.jax_python:
+                with tempfile.TemporaryDirectory() as folder:
+                    export(codec, symbols, shape, exact, folder)
+                    np.savez(Path(folder) / "expected.npz", *results["eager"])
+                    for label, environment in (("JAX", {}), ("JAX, no TF32", {"NVIDIA_TF32_OVERRIDE": "0"})):
+                        verdict = under_jax(args.jax_python, folder, **environment)
+                        wrong += exact and not verdict.startswith("identical")
+                        print(f"  {label:16} {verdict}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
