@@ -220,17 +220,16 @@ def make_schedule(options: FitOptions) -> tf.keras.optimizers.schedules.Learning
 
 
 def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
-    """Adam, clipped, averaged and scaled as the settings say."""
-    optimizer = tf.keras.optimizers.Adam(
+    """Adam, clipped and averaged as the settings say.
+
+    `Model.compile` wraps it for loss scaling where the model computes in float16.
+    """
+    return tf.keras.optimizers.Adam(
         make_schedule(options),
         global_clipnorm=options.clipnorm or None,
         use_ema=options.ema > 0,
         ema_momentum=options.ema or 0.99,
     )
-    # float16's smallest gradients would vanish; bfloat16 has the range of float32.
-    if _policy(options.mixed_precision) == "mixed_float16":
-        return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
 
 
 def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
@@ -374,8 +373,8 @@ def _best_loss(log: str) -> float | None:
 class Backup(tf.keras.callbacks.BackupAndRestore):
     """Saves the state of the run at the end of each epoch, and in the middle of one when a signal arrives.
 
-    Keras' own does the one or the other, as `save_freq` says at the time, and can restore a step within an epoch
-    only if it has begun with a number there.
+    Keras' own does the one or the other, as `save_freq` says at the time, and can restore a step within an
+    epoch only if it has begun with a number there.
     """
 
     def __init__(self, backup_dir: str):
