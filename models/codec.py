@@ -135,6 +135,8 @@ class Codec(tf.keras.Model):
 
     def train_step(self, images):
         """One step of `loss = bpp + λ · MSE` on a batch [B, P, P, 3]."""
+        # Keras hands over an array as (array,), and an element of a data set as it is.
+        images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
         with tf.GradientTape() as tape:
             losses = self._rate_distortion(images, training=True)
             # Under tf.distribute gradients are summed over replicas: each contributes its share of the global mean.
@@ -144,6 +146,7 @@ class Codec(tf.keras.Model):
         return self._update(losses)
 
     def test_step(self, images):
+        images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
         return self._update(self._rate_distortion(images, training=False))
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
@@ -326,9 +329,8 @@ def load(path, synthesis: bool = True) -> Codec:
     Raises:
       UserError: no such file, not ours, damaged.
     """
-    codec, values, weights_id = _from_file(path)
     with _without_initialisers():
-        codec.build_variables(synthesis=synthesis)
+        codec, values, weights_id = _from_file(path, synthesis=synthesis)
     codec.assign(values, source=str(path))
     codec.weights_id = weights_id
     return codec
@@ -339,17 +341,16 @@ def load_for_training(path, lmbda: float | None = None) -> Codec:
 
     lmbda: λ to train with; that of the file by default. Raises UserError as `load` does.
     """
-    codec, values, _ = _from_file(path)
+    codec, values, _ = _from_file(path, training=True)
     codec.lmbda = lmbda or codec.lmbda
-    codec.build_variables(training=True)
     codec.assign(
         {name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path)
     )
     return codec
 
 
-def _from_file(path) -> tuple[Codec, dict[str, np.ndarray], bytes]:
-    """A codec without variables, the tensors of its weights file, and their fingerprint."""
+def _from_file(path, **variables) -> tuple[Codec, dict[str, np.ndarray], bytes]:
+    """A codec with the `variables` of `build_variables`, the tensors of its weights file, and their fingerprint."""
     values, metadata = weights.read(path)
     weights_id = weights.fingerprint(values)
     if weights_id.hex() != metadata.get("weights_id"):
@@ -357,9 +358,11 @@ def _from_file(path) -> tuple[Codec, dict[str, np.ndarray], bytes]:
     try:
         entry = registry.get(metadata.get("model", ""))
         config = weights.config_from_json(entry.config, metadata.get("config", ""))
-        return entry.codec(config, lmbda=float(metadata.get("lambda", ""))), values, weights_id
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged weights file: {error}") from error
+        codec = entry.codec(config, lmbda=float(metadata.get("lambda", "")))
+        codec.build_variables(**variables)
+        return codec, values, weights_id
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise UserError(f"{path}: damaged weights file: {' '.join(str(error).split())}") from error
 
 
 def _without_initialisers():
