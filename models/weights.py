@@ -82,7 +82,7 @@ def config_from_json(config_class, text: str):
     try:
         fields = json.loads(text)
         return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"the configuration in the weights file does not fit {config_class.__module__}: {error}"
         ) from error
