@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from models.codec import load
 from models.errors import UserError
 from train import fit
+from train.options import FitOptions
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -102,6 +104,13 @@ def test_two_workers_train_as_one_and_write_one_checkpoint(tmp_path, pictures):
 
     assert names("both") == names("alone")
     assert (tmp_path / "both" / "log.csv").read_text().count("\n") == 3
+
+
+def test_only_the_first_worker_writes_the_log(tmp_path):
+    run = fit.Run(FitOptions(str(tmp_path), "*.png"))
+    for chief in (True, False):
+        callbacks = run.callbacks(fit.Backup(str(tmp_path)), chief)
+        assert any(isinstance(c, tf.keras.callbacks.CSVLogger) for c in callbacks) == chief
 
 
 def test_which_strategy_is_chosen(monkeypatch):
