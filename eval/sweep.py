@@ -8,15 +8,16 @@ from eval.metrics import ms_ssim, psnr
 from eval.report import Measurement
 
 
-def measure(codec, image: np.ndarray, name: str) -> Measurement:
+def measure(codec, image: np.ndarray, name: str, **controls) -> Measurement:
     """Compresses to a real file's bytes, decompresses those, and measures.
 
     Args:
-      codec: anything with `compress(uint8 [H, W, 3]) -> bytes` and `decompress(bytes) -> uint8 [H, W, 3]`.
+      codec: anything with `compress(uint8 [H, W, 3], **controls) -> bytes` and `decompress(bytes) -> uint8 [H, W, 3]`.
       image: uint8 [H, W, 3].
       name: of the picture, for the table.
+      controls: what `compress` takes besides, such as a quality.
     """
-    data = codec.compress(image)
+    data = codec.compress(image, **controls)
     decoded = codec.decompress(data)
     height, width = image.shape[:2]
     return Measurement(name, len(data), height, width, psnr(image, decoded), ms_ssim(image, decoded))

@@ -81,6 +81,14 @@ def _add_weights_flags(parser, entry: registry.Entry) -> None:
     which.add_argument("--preset", choices=list(entry.presets), help="Which of the weights that ship to use.")
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between, for argparse."""
+    return tuple(float(part) for part in text.split(","))
+
+
+_numbers.__name__ = "number"  # what argparse calls it in its messages
+
+
 def _add_output_flags(parser, result: str, suffix: str) -> None:
     parser.add_argument(
         "-o",
@@ -99,9 +107,11 @@ def _add_train(commands, model: str, entry: registry.Entry) -> None:
     parser.add_argument(
         "--lambda",
         dest="lmbda",
-        type=float,
-        default=0.01,
-        help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits.",
+        type=_numbers,
+        default=(0.01,),
+        metavar="λ[,λ…]",
+        help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. Several, "
+        "with commas between, train one set of weights for all rates from the first to the last.",
     )
     parser.add_argument(
         "--preset", choices=list(entry.presets), default="base", help="Architecture to train."
@@ -117,6 +127,15 @@ def _add_compress(commands, entry: registry.Entry) -> None:
         "inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs."
     )
     _add_output_flags(parser, "result", STREAM_SUFFIX)
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument(
+        "--quality",
+        type=float,
+        metavar="Q",
+        help="For weights of several λ: any number from 1 (smallest files) to the number of λ; the middle by default.",
+    )
+    rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
+    rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (of 1000 bytes).")
     _add_weights_flags(parser, entry)
 
 
@@ -154,6 +173,13 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
     )
     parser.add_argument(
         "inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'."
+    )
+    parser.add_argument(
+        "--quality",
+        type=_numbers,
+        default=(None,),
+        metavar="Q[,Q…]",
+        help="For weights of several λ: qualities to measure, from 1 to the number of λ.",
     )
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace the JSON file if it exists.")
@@ -215,17 +241,29 @@ def _compress(model: str, args: argparse.Namespace) -> int:
     inputs = images.expand_inputs(args.inputs)
     targets = dict(zip(inputs, images.output_paths(inputs, args.output, STREAM_SUFFIX)))
     codec = _load(model, _weights_path(model, args), synthesis=False)
+    codec.pack_controls(quality=args.quality)  # says now what is wrong with it
 
     def work(source: Path) -> str:
         target = targets[source]
         images.check_target(target, args.force)
         picture = images.read_image(source)
-        data = _guarded(codec.compress, picture)
-        images.atomic_write(target, data, args.force)
         height, width = picture.shape[:2]
+        limit = _target_bytes(args, height * width)
+        if limit is None:
+            data = _guarded(codec.compress, picture, quality=args.quality)
+        else:
+            data = _guarded(codec.compress_to, picture, limit)
+        images.atomic_write(target, data, args.force)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
     return _each(inputs, work)
+
+
+def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
+    """The size of file that the user asked for, if any."""
+    if args.target_bpp is not None:
+        return int(args.target_bpp * pixels / 8)
+    return None if args.target_kb is None else int(args.target_kb * 1000)
 
 
 def _decompress(model: str, args: argparse.Namespace) -> int:
@@ -287,15 +325,21 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
         images.check_target(args.json, args.force)
     path = _weights_path(model, args)
     codec = _load(model, path)
-    measurements = []
+    for quality in args.quality:
+        codec.pack_controls(quality=quality)  # says now what is wrong with it
+    code, curve = 0, []
+    for quality in args.quality:
+        measurements = []
 
-    def work(source: Path) -> None:
-        measurements.append(_guarded(sweep.measure, codec, images.read_image(source), source.name))
+        def work(source: Path, quality=quality, measurements=measurements) -> None:
+            measure = _guarded(sweep.measure, codec, images.read_image(source), source.name, quality=quality)
+            measurements.append(measure)
 
-    code = _each(inputs, work)
-    if not measurements:
-        return code
-    print(report.table(measurements))
+        code = _each(inputs, work) or code
+        if not measurements:
+            return code
+        print(report.table(measurements) if quality is None else f"quality {quality:g}\n{report.table(measurements)}")
+        curve.append(measurements)
     if args.json:
         facts = {
             "model": model,
@@ -303,13 +347,20 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             "weights_id": codec.weights_id.hex(),
             "lambda": codec.lmbda,
         }
-        report.write_json(args.json, measurements, force=args.force, **facts)
+        if len(curve) > 1:
+            facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
+        report.write_json(args.json, curve[-1], force=args.force, **facts)
     if args.record and not code:
-        mean = report.mean(measurements)
-        figures = f"{len(measurements)} pictures, real files, means of the pictures': "
-        figures += f"{mean['bpp']:.4f} bpp, {mean['psnr']:.3f} dB, MS-SSIM {mean['ms_ssim']:.5f}"
-        weights.annotate(path, **{args.record: figures})
+        weights.annotate(path, **{args.record: "; ".join(map(_mean_figures, curve))})
     return code
+
+
+def _mean_figures(measurements) -> str:
+    from eval import report
+
+    mean = report.mean(measurements)
+    figures = f"{mean['bpp']:.4f} bpp, {mean['psnr']:.3f} dB, MS-SSIM {mean['ms_ssim']:.5f}"
+    return f"{len(measurements)} pictures, real files, means: {figures}"
 
 
 def _train(model: str, args: argparse.Namespace) -> int:
@@ -318,9 +369,9 @@ def _train(model: str, args: argparse.Namespace) -> int:
 
     outside = pjrt_options.is_wanted(args)
     options = pjrt_options.pjrt_fit_options(args) if outside else fit_options(args)
-    if not args.lmbda > 0:
-        raise UserError(f"--lambda {args.lmbda}: must be above 0")
-    from models.codec import load_for_training
+    from models.codec import check_lambdas, load_for_training
+
+    check_lambdas(args.lmbda)
     from train.fit import fit
 
     entry = registry.get(model)

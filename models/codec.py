@@ -7,6 +7,8 @@ weights file. See `models/elic.py` for how a model uses it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -16,6 +18,7 @@ from models.errors import UserError
 from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
 from transforms import exact
 from transforms.chain import Chain
+from transforms.gain import MAX_LEVELS, STEPS, GainUnit
 
 
 class Codec(tf.keras.Model):
@@ -23,7 +26,8 @@ class Codec(tf.keras.Model):
 
     Args:
       config: the architecture, an instance of the model's `Config`.
-      lmbda: λ of the loss `bpp + λ · MSE`, MSE on the 0..255 scale.
+      lmbda: λ of the loss `bpp + λ · MSE`, MSE on the 0..255 scale. Several, in rising order, make a variable-rate codec:
+        each picture of a training batch draws one, and `compress` takes any `quality` from 1 (the first λ) to their number.
 
     A model gives:
       stride: rows and columns of pixels that a picture is padded to a multiple of.
@@ -37,12 +41,10 @@ class Codec(tf.keras.Model):
     stride: tuple[int, int] = (64, 64)
     entry = None  # set by registry.register
 
-    def __init__(self, config, lmbda: float = 0.01):
+    def __init__(self, config, lmbda: float | Sequence[float] = 0.01):
         super().__init__(name=type(self).__name__.lower())
-        if not lmbda > 0:
-            raise UserError(f"λ must be positive, not {lmbda}")
         self.config = config
-        self.lmbda = lmbda
+        self.lambdas = check_lambdas(lmbda)
         self.bank: tables.CdfBank | None = None
         self._coder: rans.RansCoder | None = None
         self.weights_id = bytes(4)
@@ -89,6 +91,11 @@ class Codec(tf.keras.Model):
     # ---- the differentiable path ----------------------------------------------------------------------------------
 
     @property
+    def lmbda(self) -> float | tuple[float, ...]:
+        """λ of the loss; a tuple where there are several."""
+        return tuple(self.lambdas) if self.variable_rate else self.lambdas[0]
+
+    @property
     def entropy_models(self) -> EntropyModels:
         """The trainable densities, made when first asked for: they need TFC, which coding does not."""
         if self._entropy_models is None:
@@ -101,28 +108,41 @@ class Codec(tf.keras.Model):
             return TrainingRate(self.entropy_models)
         return FloatRate(self.entropy_models) if self.bank is None else TableRate(self.bank)
 
-    def call(self, images, training=False):
+    def call(self, images, training=False, quality=None):
         """Images [B, H, W, 3] in 0..255 -> (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
+
+        quality: for weights of several λ: int32 [B] in steps of 1/32 level, as `transmit` has it; the middle by default.
 
         With training=False latents are rounded; once tables exist (`prepare`, `load`) the entropy networks run in
         integers and the bits are those of the tables, so that estimates and files agree.
         """
         coder = self._rate_coder(training)
         images = tf.cast(images, tf.float32)
-        reconstruction = self.reconstruct(self.transmit(coder, self.pad(images)))
+        if self.variable_rate and quality is None:
+            quality = tf.fill(tf.shape(images)[:1], self.quality_step(None))
+        controls = {"quality": quality} if self.variable_rate else {}
+        reconstruction = self.reconstruct(self.transmit(coder, self.pad(images), **controls))
         return reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]], coder.bits
 
     def _rate_distortion(self, images, training: bool) -> dict[str, tf.Tensor]:
         images = tf.cast(images, tf.float32)
-        reconstruction, bits = self(images, training=training)
+        batch = tf.shape(images)[0]
+        levels = len(self.lambdas)
+        # Training draws a level per picture; validation goes through them in turn, the same at each time.
+        if training and levels > 1:
+            level = tf.random.uniform([batch], 0, levels, tf.int32)
+        else:
+            level = tf.range(batch) % levels
+        reconstruction, bits = self(images, training=training, quality=level * STEPS)
         pixels = tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
-        bpp = tf.reduce_mean(tf.add_n(list(bits.values()))) / pixels
+        bpp = tf.add_n(list(bits.values())) / pixels
         if not training:
             reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
         mse = tf.reduce_mean(tf.math.squared_difference(reconstruction, images), [1, 2, 3])
-        psnr = tf.reduce_mean(10 * tf.math.log(255.0**2 / tf.maximum(mse, 1e-9)) / np.log(10.0))
-        mse = tf.reduce_mean(mse)
-        return {"loss": bpp + self.lmbda * mse, "bpp": bpp, "mse": mse, "psnr": psnr}
+        psnr = 10 * tf.math.log(255.0**2 / tf.maximum(mse, 1e-9)) / np.log(10.0)
+        loss = bpp + tf.gather(tf.constant(self.lambdas, tf.float32), level) * mse
+        figures = {"loss": loss, "bpp": bpp, "mse": mse, "psnr": psnr}
+        return {name: tf.reduce_mean(value) for name, value in figures.items()}
 
     def _update(self, losses: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         for name, value in losses.items():
@@ -163,7 +183,7 @@ class Codec(tf.keras.Model):
         for layer in self.submodules:
             if isinstance(layer, (exact.EntropyNet, exact.LatentInput)):
                 layer.build_integers()
-            elif isinstance(layer, Chain) and (synthesis or layer is not self.synthesis):
+            elif isinstance(layer, GainUnit) or isinstance(layer, Chain) and (synthesis or layer is not self.synthesis):
                 layer.build()
 
     def named_variables(self) -> dict[str, tf.Variable]:
@@ -199,7 +219,11 @@ class Codec(tf.keras.Model):
         rows = [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
         self._set_bank(tables.CdfBank.from_pmfs(rows))
         with exact.calibrating(self.submodules):
-            self.transmit(TableRate(self.bank), self.pad(tf.cast(images, tf.float32)))
+            controls = {}
+            if self.variable_rate:  # over the whole range of qualities
+                top = (len(self.lambdas) - 1) * STEPS
+                controls["quality"] = tf.cast(tf.round(tf.linspace(0.0, top, len(images))), tf.int32)
+            self.transmit(TableRate(self.bank), self.pad(tf.cast(images, tf.float32)), **controls)
         self.weights_id = weights.fingerprint(self.tensors())
 
     def _set_bank(self, bank: tables.CdfBank) -> None:
@@ -229,7 +253,7 @@ class Codec(tf.keras.Model):
         header = {
             "model": self.entry.name,
             "config": weights.config_to_json(self.config),
-            "lambda": str(self.lmbda),
+            "lambda": ",".join(map(str, self.lambdas)),
             "weights_id": self.weights_id.hex(),
         }
         weights.write(path, self.tensors(), {**(metadata or {}), **header})
@@ -260,8 +284,36 @@ class Codec(tf.keras.Model):
             self._coder = rans.RansCoder(self.bank)
         return self._coder
 
+    @property
+    def variable_rate(self) -> bool:
+        """Whether there are several λ, and so a quality to choose."""
+        return len(self.lambdas) > 1
+
+    def quality_step(self, quality: float | None) -> int:
+        """A quality from 1 to the number of λ in steps of 1/32 from the first; None is the middle. UserError if outside."""
+        levels = len(self.lambdas)
+        if quality is None:
+            quality = (levels + 1) / 2
+        if not 1 <= quality <= levels:
+            raise UserError(f"quality {quality:g} is not within 1 to {levels}")
+        return round((quality - 1) * STEPS)
+
+    def pack_controls(self, quality: float | None = None) -> bytes:
+        """The control bytes of a file. UserError if the model has no such control, or it is out of range."""
+        if self.variable_rate:
+            return bytes([self.quality_step(quality)])
+        if quality is not None:
+            raise UserError(f"these {self.entry.name} weights are of one rate: they take no quality")
+        return b""
+
+    def unpack_controls(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
+        """What `transmit` takes for control bytes. StreamError if they are none of this model's."""
+        if len(data) != int(self.variable_rate) or any(b > (len(self.lambdas) - 1) * STEPS for b in data):
+            raise container.StreamError("damaged stream: its control bytes are not of these weights")
+        return {"quality": tf.fill([batch], data[0])} if self.variable_rate else {}
+
     def compress(self, image: np.ndarray, **controls) -> bytes:
-        """A picture, uint8 [H, W, 3], as the bytes of a file."""
+        """A picture, uint8 [H, W, 3], as the bytes of a file; see `pack_controls` for the controls."""
         return self.compress_batch(np.asarray(image)[None], **controls)[0]
 
     def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:
@@ -269,11 +321,35 @@ class Codec(tf.keras.Model):
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
             raise UserError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
-        header = container.Header(self.entry.model_id, self.weights_id, images.shape[1], images.shape[2])
+        batch, height, width, _ = images.shape
+        packed = self.pack_controls(**controls)
+        header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
         stream = rans.RansEncoder(self.coder)
-        self.transmit(LatentCoder(stream), self.pad(tf.cast(images, tf.float32)), **controls)
+        padded = self.pad(tf.cast(images, tf.float32))
+        self.transmit(LatentCoder(stream), padded, **self.unpack_controls(packed, batch))
         marks = stream.fingerprint(container.header_bytes(header)).numpy()
         return [container.pack(header, p, int(m)) for p, m in zip(stream.finish().numpy(), marks)]
+
+    def compress_to(self, image: np.ndarray, target_bytes: int) -> bytes:
+        """A picture, uint8 [H, W, 3], in the best quality whose file is not above `target_bytes`.
+
+        Raises:
+          UserError: the weights are of one rate, or even the lowest quality is larger.
+        """
+        if not self.variable_rate:
+            raise UserError(f"these {self.entry.name} weights are of one rate: they cannot aim at a size")
+        low, high = 0, (len(self.lambdas) - 1) * STEPS
+        best = self.compress(image, quality=1)
+        if len(best) > target_bytes:
+            raise UserError(f"the smallest file, {len(best)} bytes, is above the {target_bytes} asked for")
+        while low < high:  # the file of step `low` fits
+            middle = (low + high + 1) // 2
+            data = self.compress(image, quality=1 + middle / STEPS)
+            if len(data) <= target_bytes:
+                low, best = middle, data
+            else:
+                high = middle - 1
+        return best
 
     def decompress(self, data: bytes, groups: int | None = None, partial: bool = False) -> np.ndarray:
         """The picture, uint8 [H, W, 3], that is in the bytes of a file.
@@ -289,7 +365,9 @@ class Codec(tf.keras.Model):
         header, payload, fingerprint = container.unpack(data, partial=partial)
         self.check_header(header)
         height, width = header.height, header.width
-        controls = {} if groups is None else {"groups": groups}
+        controls = self.unpack_controls(header.controls)
+        if groups is not None:
+            controls["groups"] = groups
         try:
             stream = rans.RansDecoder(self.coder, tf.constant([payload]), partial=partial)
             latents = self.transmit(
@@ -315,8 +393,6 @@ class Codec(tf.keras.Model):
             raise container.StreamError(
                 f"stream written with other weights ({header.weights_id.hex()}), not with these ({self.weights_id.hex()})"
             )
-        if header.controls:
-            raise container.StreamError(f"damaged stream: {self.entry.name} has no control bytes")
 
 
 def load(path, synthesis: bool = True) -> Codec:
@@ -336,13 +412,17 @@ def load(path, synthesis: bool = True) -> Codec:
     return codec
 
 
-def load_for_training(path, lmbda: float | None = None) -> Codec:
+def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Codec:
     """The codec of a weights file, to go on training from: without tables and integers, which belong to these weights.
 
     lmbda: λ to train with; that of the file by default. Raises UserError as `load` does.
     """
     codec, values, _ = _from_file(path, training=True)
-    codec.lmbda = lmbda or codec.lmbda
+    if lmbda is not None:
+        lambdas = check_lambdas(lmbda)
+        if len(lambdas) != len(codec.lambdas):
+            raise UserError(f"{path}: has {len(codec.lambdas)} λ, and cannot go on with {len(lambdas)}")
+        codec.lambdas = lambdas
     codec.assign(
         {name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path)
     )
@@ -358,7 +438,8 @@ def _from_file(path, **variables) -> tuple[Codec, dict[str, np.ndarray], bytes]:
     try:
         entry = registry.get(metadata.get("model", ""))
         config = weights.config_from_json(entry.config, metadata.get("config", ""))
-        codec = entry.codec(config, lmbda=float(metadata.get("lambda", "")))
+        lambdas = [float(value) for value in metadata.get("lambda", "").split(",")]
+        codec = entry.codec(config, lmbda=lambdas)
         codec.build_variables(**variables)
         return codec, values, weights_id
     except (TypeError, ValueError, tf.errors.OpError) as error:
@@ -375,6 +456,19 @@ def _without_initialisers():
         return next_creator(**kwargs)
 
     return tf.variable_creator_scope(zeros)
+
+
+def check_lambdas(lmbda: float | Sequence[float]) -> tuple[float, ...]:
+    """One or several λ as a tuple. UserError unless they are positive, rising and at most `MAX_LEVELS`."""
+    lambdas = tuple(float(value) for value in np.atleast_1d(lmbda))
+    text = ", ".join(f"{value:g}" for value in lambdas)
+    if not lambdas or not all(0 < value < np.inf for value in lambdas):
+        raise UserError(f"λ must be positive, not {text or 'missing'}")
+    if any(a >= b for a, b in zip(lambdas, lambdas[1:])):
+        raise UserError(f"several λ must be different and in rising order, not {text}")
+    if len(lambdas) > MAX_LEVELS:
+        raise UserError(f"at most {MAX_LEVELS} λ fit into one set of weights, not {len(lambdas)}")
+    return lambdas
 
 
 def to_uint8(image: tf.Tensor) -> np.ndarray:

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 if __name__ == "__main__":  # a command line does not open with TensorFlow's log
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 import tensorflow as tf
 
 from models.codec import Codec
@@ -34,6 +36,7 @@ from models.registry import register
 from transforms import checkerboard
 from transforms import elic as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
+from transforms.gain import GainedInput, GainUnit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +88,16 @@ class ELIC(Codec):
     # Latents at 1/16; an even number of columns for the checkerboard. The hyper-latent's factor 4 is padded inside.
     stride = (16, 32)
 
-    def __init__(self, config: Config = PRESETS["base"], **kwargs):
-        super().__init__(config, **kwargs)
+    def __init__(self, config: Config = PRESETS["base"], lmbda: float | Sequence[float] = 0.01):
+        super().__init__(config, lmbda)
         c = config
+        if len(self.lambdas) > 1:
+            # The best step size falls with the square root of λ: begin there.
+            log_gain = 0.5 * np.log(np.array(self.lambdas) / np.exp(np.mean(np.log(self.lambdas))))
+            self.latent_gain = GainUnit(c.latents, log_gain, name="latent_gain")
+            self.latent_inverse_gain = GainUnit(c.latents, -log_gain, name="latent_inverse_gain")
+            self.hyper_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_gain")
+            self.hyper_inverse_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_inverse_gain")
         self.analysis = transforms.analysis(c.widths, c.latents)
         self.synthesis = transforms.synthesis(c.widths, c.latents)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels)
@@ -96,7 +106,10 @@ class ELIC(Codec):
             [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(c.hyper_features, 3)],
             name="hyper_synthesis",
         )
-        self.hyper_input = LatentInput(c.hyper_channels, name="hyper_input")
+        if len(self.lambdas) > 1:
+            self.hyper_input = GainedInput(self.hyper_inverse_gain, name="hyper_input")
+        else:
+            self.hyper_input = LatentInput(c.hyper_channels, name="hyper_input")
         self.latent_inputs = [LatentInput(g, name=f"latent_input{k}") for k, g in enumerate(c.groups)]
         # The first group has no channels before it.
         self.channel_contexts = [None] + [
@@ -138,9 +151,10 @@ class ELIC(Codec):
     def prior_channels(self) -> int:
         return self.config.hyper_channels
 
-    def transmit(self, coder, images=None, shape=None, groups: int | None = None):
+    def transmit(self, coder, images=None, shape=None, quality=None, groups: int | None = None):
         """Walks z and the groups of y in coding order; see `Codec.transmit`.
 
+        quality: int32 [B], in steps of 1/32 level, for weights of several λ (see transforms/gain.py).
         groups: when decoding, stop after this many groups; the others stay at their predicted means. UserError if there
           are not so many.
         """
@@ -151,11 +165,16 @@ class ELIC(Codec):
         if images is not None:
             y = tf.cast(self.analysis(self.normalise(images)), tf.float32)
             shape = tf.shape(images)[:3]
+            if quality is not None:
+                y = self.latent_gain(y, quality)
             z = self.hyper_analysis(_pad_to_four(y))
+            if quality is not None:
+                z = self.hyper_gain(z, quality)
         rows, columns = shape[1] // 16, shape[2] // 16
         z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.hyper_channels]
         z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
-        hyper = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
+        gained = () if quality is None else (quality,)
+        hyper = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact, *gained))
         hyper = spatially(lambda x: x[:, :rows, :columns], hyper)
         halves = spatially(checkerboard.split, hyper)
         # The latent of each group at anchors and non-anchors, [B, rows, columns / 2, C_k].
@@ -174,7 +193,8 @@ class ELIC(Codec):
             y_hat = self._transmit_group(coder, k, features, latent, read)
             decoded.append(y_hat)
             context_inputs.append(self.latent_inputs[k].run(y_hat, coder.exact))
-        return tf.concat(decoded, -1)
+        y_hat = tf.concat(decoded, -1)
+        return y_hat if quality is None else self.latent_inverse_gain(y_hat, quality)
 
     def _transmit_group(self, coder, k: int, features, latent, read: bool) -> tf.Tensor:
         """Anchors, then non-anchors of group k: y_hat [B, rows, columns, C_k]."""

@@ -22,7 +22,6 @@ import tensorflow as tf
 from models.coding import rans, tables
 from transforms.exact import Fixed
 
-
 #: Gaussian rows are log-spaced: row r has scale exp(LOG_SCALE_MIN + r * LOG_SCALE_STEP). So the row is an affine function
 #: of the logarithm of the scale, ROW_GAIN * ln(scale) + ROW_BIAS, and a network needs no exponential to find it.
 LOG_SCALE_MIN = float(np.log(tables.SCALES_MIN))
