@@ -1,8 +1,9 @@
 """What a codec costs: `python -m eval.bench`.
 
-Prints, for one picture (768x512 by default): seconds to compress and to decompress, split into analysis, entropy networks,
-coding and synthesis; the rate that the transforms reach; peak memory; the coder's overhead against the ideal entropy; and
-seconds per training step. With `--compressai_python`, the same picture through CompressAI 1.2.8's ELIC, in turns.
+Prints, for one picture (768x512 by default): seconds to compress and to decompress, split into analysis, entropy
+networks, coding and synthesis; the rate that the transforms reach; peak memory; the coder's overhead against the ideal
+entropy; and seconds per training step. With `--compressai_python`, the same picture through CompressAI 1.2.8's ELIC, in
+turns.
 
 A preset without trained weights gets random ones, and latents that are typical in size and number in place of its own
 (`typical_latents`): all layers run, and the coder has as much to do as with a trained model.
@@ -240,9 +241,7 @@ def main(argv=None) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this process: {peak:.2f} GB")
     if args.train_steps:
-        seconds = training_step_seconds(
-            entry.codec, codec.config, args.train_batch, args.train_patch, args.train_steps
-        )
+        seconds = training_step_seconds(entry.codec, codec.config, args.train_batch, args.train_patch, args.train_steps)
         print(f"training step, {args.train_batch} patches of {args.train_patch}²: {np.median(seconds):.2f} s")
 
 
@@ -279,9 +278,7 @@ def print_comparison(ours: list[dict[str, float]], theirs: list[dict[str, float]
     """Ratio of the round trips, round by round."""
     for direction in ("compress", "decompress"):
         print(f"CompressAI 1.2.8 Elic2022Official {direction}: {median(theirs, direction):.3f} s")
-    ratios = [
-        (a["compress"] + a["decompress"]) / (b["compress"] + b["decompress"]) for a, b in zip(ours, theirs)
-    ]
+    ratios = [(a["compress"] + a["decompress"]) / (b["compress"] + b["decompress"]) for a, b in zip(ours, theirs)]
     cpu = [(a["compress cpu"] + a["decompress cpu"]) / b["cpu"] for a, b in zip(ours, theirs)]
     print(
         f"ours / CompressAI's, compress + decompress: {np.median(ratios):.2f} of the time (rounds {min(ratios):.2f} to "

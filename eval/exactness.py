@@ -1,11 +1,12 @@
 """Shows that the entropy networks give the same integers wherever they run: `python -m eval.exactness`.
 
-Records the symbols of a picture, then computes from them all means and table rows of all passes in many ways: eagerly, as a
-graph, compiled by XLA, on one thread and two, with oneDNN and without, in a batch, and under JAX's PJRT from the lowered
-HLO (`--jax_python`, on whatever device JAX finds there). The integer form must agree bit for bit; the float form is run
-beside it to show that these ways do differ.
+Records the symbols of a picture, then computes from them all means and table rows of all passes in many ways: eagerly,
+as a graph, compiled by XLA, on one thread and two, with oneDNN and without, in a batch, and under JAX's PJRT from the
+lowered HLO (`--jax_python`, on whatever device JAX finds there). The integer form must agree bit for bit; the float
+form is run beside it to show that these ways do differ.
 
-For a machine without TensorFlow, `--export DIR` writes what `eval/exactness_run.py DIR` needs there (jax and numpy only).
+For a machine without TensorFlow, `--export DIR` writes what `eval/exactness_run.py DIR` needs there (jax and numpy
+only).
 """
 
 from __future__ import annotations

@@ -50,9 +50,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
         return math.nan
     import tensorflow as tf  # here, because nothing else in this module needs its seconds
 
-    with tf.device(
-        "/CPU:0"
-    ):  # convolutions on an accelerator round to 10 bits, which shows in the fourth digit
+    with tf.device("/CPU:0"):  # convolutions on an accelerator round to 10 bits, which shows in the fourth digit
         value = tf.image.ssim_multiscale(tf.cast(a, tf.float32), tf.cast(b, tf.float32), max_val=255.0)
     return float(value)
 

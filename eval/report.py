@@ -121,9 +121,7 @@ def _figures(bpp: float, psnr: float, ms_ssim: float) -> str:
     return f"{bpp:>7.4f}  {psnr:>6.3f}  {similarity:>7}"
 
 
-def write_json(
-    path: PathLike, measurements: Sequence[Measurement], force: bool = False, **facts: Any
-) -> None:
+def write_json(path: PathLike, measurements: Sequence[Measurement], force: bool = False, **facts: Any) -> None:
     """Writes what was measured, for programs to read.
 
     The file holds `facts` (model, weights, ...), then `mean` with the keys of `mean()` and `pictures` with a
@@ -177,9 +175,7 @@ def _curve(name: str, codec: Mapping[str, Any]) -> Curve:
         points = [dict(zip(keys, values)) for values in zip(*(codec[key] for key in keys))]
     points = sorted(points, key=lambda point: point["bpp"])
     columns = {
-        key: tuple(float(point[key]) for point in points)
-        for key in KEYS
-        if all(key in point for point in points)
+        key: tuple(float(point[key]) for point in points) for key in KEYS if all(key in point for point in points)
     }
     return Curve(name, setting=codec.get("setting", codec.get("source", "")), **columns)
 
@@ -202,9 +198,7 @@ def interpolate(curve: Curve, bpp: float, metric: str = "psnr") -> float:
     rates, first = np.unique(curve.bpp, return_index=True)
     if len(rates) < 2:
         return math.nan
-    return float(
-        PchipInterpolator(np.log(rates), curve.quality(metric)[first], extrapolate=False)(math.log(bpp))
-    )
+    return float(PchipInterpolator(np.log(rates), curve.quality(metric)[first], extrapolate=False)(math.log(bpp)))
 
 
 def bd_rate(anchor: Curve, test: Curve, metric: str = "psnr") -> float:

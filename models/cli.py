@@ -1,7 +1,7 @@
 """The command line that all models share: train, compress, decompress, evaluate.
 
-A model file ends in `main("elic")`. Errors of the user become one line on stderr and exit code 1 (2 for usage); with several
-inputs a bad one is reported and the others are still done.
+A model file ends in `main("elic")`. Errors of the user become one line on stderr and exit code 1 (2 for usage); with
+several inputs a bad one is reported and the others are still done.
 
 This is the roof of the project: the one module that reaches `train` and `eval`, inside the subcommand that needs them.
 """
@@ -75,9 +75,7 @@ def _subcommand(commands, name: str, run: Callable, help: str) -> argparse.Argum
 
 def _add_weights_flags(parser, entry: registry.Entry) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--weights", metavar="FILE", help="Weights file (.safetensors); by default weights that ship."
-    )
+    which.add_argument("--weights", metavar="FILE", help="Weights file (.safetensors); by default weights that ship.")
     which.add_argument("--preset", choices=list(entry.presets), help="Which of the weights that ship to use.")
 
 
@@ -113,9 +111,7 @@ def _add_train(commands, model: str, entry: registry.Entry) -> None:
         help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. Several, "
         "with commas between, train one set of weights for all rates from the first to the last.",
     )
-    parser.add_argument(
-        "--preset", choices=list(entry.presets), default="base", help="Architecture to train."
-    )
+    parser.add_argument("--preset", choices=list(entry.presets), default="base", help="Architecture to train.")
     parser.add_argument("--init_weights", metavar="FILE", help="Start from these trained weights.")
     add_train_flags(parser, train_path=f"runs/{model}")
     add_pjrt_flags(parser)
@@ -123,9 +119,7 @@ def _add_train(commands, model: str, entry: registry.Entry) -> None:
 
 def _add_compress(commands, entry: registry.Entry) -> None:
     parser = _subcommand(commands, "compress", _compress, f"Compresses pictures to {STREAM_SUFFIX} files.")
-    parser.add_argument(
-        "inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs."
-    )
+    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs.")
     _add_output_flags(parser, "result", STREAM_SUFFIX)
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
@@ -135,14 +129,12 @@ def _add_compress(commands, entry: registry.Entry) -> None:
         help="For weights of several λ: any number from 1 (smallest files) to the number of λ; the middle by default.",
     )
     rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
-    rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (of 1000 bytes).")
+    rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
     _add_weights_flags(parser, entry)
 
 
 def _add_decompress(commands, entry: registry.Entry) -> None:
-    parser = _subcommand(
-        commands, "decompress", _decompress, f"Decompresses {STREAM_SUFFIX} files to pictures."
-    )
+    parser = _subcommand(commands, "decompress", _decompress, f"Decompresses {STREAM_SUFFIX} files to pictures.")
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
     _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
     parser.add_argument(
@@ -153,14 +145,14 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
             "--groups",
             type=int,
             metavar="K",
-            help="Decode only the first K groups of the latent, the others at their predicted means: a quick preview, or "
-            "one step of a progressive display.",
+            help="Decode only the first K groups of the latent, the others at their predicted means: a quick preview, "
+            "or one step of a progressive display.",
         )
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="Accept a file that is cut off and show what it still holds: for a download in progress, or a damaged disk. "
-        "Nothing can be verified then.",
+        help="Accept a file that is cut off and show what it still holds: for a download in progress, or a damaged "
+        "disk. Nothing can be verified then.",
     )
 
 
@@ -171,9 +163,7 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         _evaluate,
         "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
     )
-    parser.add_argument(
-        "inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'."
-    )
+    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'.")
     parser.add_argument(
         "--quality",
         type=_numbers,
@@ -203,9 +193,7 @@ def _weights_path(model: str, args: argparse.Namespace) -> Path:
     for preset in presets:
         if preset in shipped:
             return shipped[preset]
-    raise UserError(
-        f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some"
-    )
+    raise UserError(f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some")
 
 
 def _load(model: str, path: Path, synthesis: bool = True):
@@ -218,7 +206,7 @@ def _load(model: str, path: Path, synthesis: bool = True):
 
 
 def _each(inputs: Sequence[Path], work: Callable[[Path], str | None]) -> int:
-    """Does `work` on each input and prints the line it returns; reports what fails, and goes on. Returns the exit code."""
+    """Does `work` on each input and prints the line it returns; reports what fails, and goes on. Returns exit code."""
     from tqdm import tqdm
 
     code = 0
@@ -276,9 +264,7 @@ def _decompress(model: str, args: argparse.Namespace) -> int:
         if header.model_id != registry.get(model).model_id:
             other = registry.MODEL_IDS.get(header.model_id)
             raise container.StreamError(
-                f"a stream of {other}: models/{other}.py reads it"
-                if other
-                else "a stream of an unknown model"
+                f"a stream of {other}: models/{other}.py reads it" if other else "a stream of an unknown model"
             )
         key = None if args.weights else header.weights_id
         if key not in codecs:

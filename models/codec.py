@@ -1,7 +1,7 @@
 """`Codec`: a Keras model that is also a file format.
 
-A paper's file gives a `Config`, the transforms, `transmit` and `reconstruct`; this module gives the rest: padding to the
-stride and cropping back, the rate-distortion training step, compressing to and decompressing from bytes, and the
+A paper's file gives a `Config`, the transforms, `transmit` and `reconstruct`; this module gives the rest: padding to
+the stride and cropping back, the rate-distortion training step, compressing to and decompressing from bytes, and the
 weights file. See `models/elic.py` for how a model uses it.
 """
 
@@ -26,8 +26,9 @@ class Codec(tf.keras.Model):
 
     Args:
       config: the architecture, an instance of the model's `Config`.
-      lmbda: λ of the loss `bpp + λ · MSE`, MSE on the 0..255 scale. Several, in rising order, make a variable-rate codec:
-        each picture of a training batch draws one, and `compress` takes any `quality` from 1 (the first λ) to their number.
+      lmbda: λ of the loss `bpp + λ · MSE`, MSE on the 0..255 scale. Several, in rising order, make a variable-rate
+        codec: each picture of a training batch draws one, and `compress` takes any `quality` from 1 (the first λ) to
+        their number.
 
     A model gives:
       stride: rows and columns of pixels that a picture is padded to a multiple of.
@@ -111,7 +112,8 @@ class Codec(tf.keras.Model):
     def call(self, images, training=False, quality=None):
         """Images [B, H, W, 3] in 0..255 -> (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
 
-        quality: for weights of several λ: int32 [B] in steps of 1/32 level, as `transmit` has it; the middle by default.
+        quality: for weights of several λ: int32 [B] in steps of 1/32 level, as `transmit` has it; the middle by
+        default.
 
         With training=False latents are rounded; once tables exist (`prepare`, `load`) the entropy networks run in
         integers and the bits are those of the tables, so that estimates and files agree.
@@ -290,7 +292,7 @@ class Codec(tf.keras.Model):
         return len(self.lambdas) > 1
 
     def quality_step(self, quality: float | None) -> int:
-        """A quality from 1 to the number of λ in steps of 1/32 from the first; None is the middle. UserError if outside."""
+        """A quality, 1 to the number of λ, in steps of 1/32 from the first; None: the middle. UserError if outside."""
         levels = len(self.lambdas)
         if quality is None:
             quality = (levels + 1) / 2
@@ -370,15 +372,11 @@ class Codec(tf.keras.Model):
             controls["groups"] = groups
         try:
             stream = rans.RansDecoder(self.coder, tf.constant([payload]), partial=partial)
-            latents = self.transmit(
-                LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls
-            )
+            latents = self.transmit(LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls)
             if groups is None and not partial:
                 stream.finish()
                 if int(stream.fingerprint(container.header_bytes(header)).numpy()[0]) != fingerprint:
-                    raise container.StreamError(
-                        "damaged stream: the decoded symbols are not those that were coded"
-                    )
+                    raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
         except tf.errors.InvalidArgumentError as error:
             raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
         return to_uint8(self.reconstruct(latents)[0, :height, :width])
@@ -386,12 +384,10 @@ class Codec(tf.keras.Model):
     def check_header(self, header: container.Header) -> None:
         """StreamError unless the stream is of this model and of these weights."""
         if header.model_id != self.entry.model_id:
-            raise container.StreamError(
-                f"stream of another model (id {header.model_id}), not of {self.entry.name}"
-            )
+            raise container.StreamError(f"stream of another model (id {header.model_id}), not of {self.entry.name}")
         if header.weights_id != self.weights_id:
             raise container.StreamError(
-                f"stream written with other weights ({header.weights_id.hex()}), not with these ({self.weights_id.hex()})"
+                f"stream written with other weights ({header.weights_id.hex()}), not these ({self.weights_id.hex()})"
             )
 
 
@@ -423,9 +419,7 @@ def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Cod
         if len(lambdas) != len(codec.lambdas):
             raise UserError(f"{path}: has {len(codec.lambdas)} λ, and cannot go on with {len(lambdas)}")
         codec.lambdas = lambdas
-    codec.assign(
-        {name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path)
-    )
+    codec.assign({name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path))
     return codec
 
 

@@ -122,8 +122,7 @@ class ELIC(Codec):
             if k
         ]
         self.spatial_contexts = [
-            EntropyNet(g, [Conv(2 * g, masked=True)], name=f"spatial_context{k}")
-            for k, g in enumerate(c.groups)
+            EntropyNet(g, [Conv(2 * g, masked=True)], name=f"spatial_context{k}") for k, g in enumerate(c.groups)
         ]
         self.parameters = [
             EntropyNet(
@@ -199,9 +198,7 @@ class ELIC(Codec):
     def _transmit_group(self, coder, k: int, features, latent, read: bool) -> tf.Tensor:
         """Anchors, then non-anchors of group k: y_hat [B, rows, columns, C_k]."""
         anchors, non_anchors = latent or (None, None)
-        code = (
-            coder.gaussian if read else lambda name, latent, parameters: tf.split(parameters.value, 2, -1)[0]
-        )
+        code = coder.gaussian if read else lambda name, latent, parameters: tf.split(parameters.value, 2, -1)[0]
         silent = zeros(features[0][0], 2 * self.config.groups[k])
         anchors_hat = code("y", anchors, self.parameters[k].run(concat([*features[0], silent])))
         spatial = self.spatial_contexts[k].run(self.latent_inputs[k].run(anchors_hat, coder.exact))

@@ -132,9 +132,7 @@ def _as_srgb(image: Image.Image, path: PathLike) -> Image.Image:
 def _to_8_bit(image: Image.Image, path: PathLike) -> Image.Image:
     """Scales 16-bit grey to `L` (Pillow's own conversion clips it to white); other 8-bit modes pass."""
     if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(image)):
-        raise UserError(
-            f"{path}: has 32-bit pixels, with no one way to show them: convert it to 8 or 16 bits"
-        )
+        raise UserError(f"{path}: has 32-bit pixels, with no one way to show them: convert it to 8 or 16 bits")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     transparency = image.info.get("transparency")

@@ -22,8 +22,9 @@ import tensorflow as tf
 from models.coding import rans, tables
 from transforms.exact import Fixed
 
-#: Gaussian rows are log-spaced: row r has scale exp(LOG_SCALE_MIN + r * LOG_SCALE_STEP). So the row is an affine function
-#: of the logarithm of the scale, ROW_GAIN * ln(scale) + ROW_BIAS, and a network needs no exponential to find it.
+#: Gaussian rows are log-spaced: row r has scale exp(LOG_SCALE_MIN + r * LOG_SCALE_STEP). So the row is an affine
+#: function of the logarithm of the scale, ROW_GAIN * ln(scale) + ROW_BIAS, and a network needs no exponential to find
+#: it.
 LOG_SCALE_MIN = float(np.log(tables.SCALES_MIN))
 LOG_SCALE_STEP = float(np.log(tables.SCALES_MAX / tables.SCALES_MIN) / (tables.NUM_SCALES - 1))
 ROW_GAIN = 1 / LOG_SCALE_STEP
@@ -152,9 +153,7 @@ class TableRate(_ExactCoder):
 
     def __init__(self, bank: tables.CdfBank):
         # One lookup a symbol. A row that is not coded has one entry, 0, that costs nothing.
-        self._bits = np.where(
-            np.repeat(bank.coded, bank.lengths), bank.precision - np.log2(bank.frequencies), 0.0
-        )
+        self._bits = np.where(np.repeat(bank.coded, bank.lengths), bank.precision - np.log2(bank.frequencies), 0.0)
         self._bits = self._bits.astype(np.float32)
         self._starts = bank.starts.astype(np.int32)
         self._lengths = np.where(bank.coded, bank.lengths, 1).astype(np.int32)
@@ -197,8 +196,8 @@ class Recorder(_ExactCoder):
 class Replay:
     """Gives a model the symbols of an earlier run and keeps what it predicts for them.
 
-    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other. With `exact` False those of the
-    float form, for comparison: nothing is coded with them.
+    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other. With `exact` False those of
+    the float form, for comparison: nothing is coded with them.
     """
 
     def __init__(self, symbols: Sequence[tf.Tensor], exact: bool = True):

@@ -1,8 +1,8 @@
 """Weights files: named tensors in safetensors, with a header that says what they are.
 
-Metadata (strings, as safetensors has them): `format` ("lic-zoo 1"), `model`, `config` (JSON of the model's Config), `lambda`,
-`weights_id`, and whatever training and measuring add. Floats are stored as float16, tables and the integer form of the
-entropy networks as integers. Reading needs neither TensorFlow nor TFC.
+Metadata (strings, as safetensors has them): `format` ("lic-zoo 1"), `model`, `config` (JSON of the model's Config),
+`lambda`, `weights_id`, and whatever training and measuring add. Floats are stored as float16, tables and the integer
+form of the entropy networks as integers. Reading needs neither TensorFlow nor TFC.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ def read_metadata(path) -> dict[str, str]:
 
 def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a weights file. UserError if it is missing, damaged, or none of ours."""
-    return _open(path, lambda file: ({n: file.get_tensor(n) for n in file.keys()}, dict(file.metadata())))  # noqa: SIM118
+    return _open(path, _content)
+
+
+def _content(file) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    names = file.keys()  # safetensors' file is no mapping
+    return {name: file.get_tensor(name) for name in names}, dict(file.metadata())
 
 
 def _open(path, use):
@@ -99,6 +104,6 @@ def find(model: str, weights_id: bytes) -> Path:
         if read_metadata(path).get("weights_id") == weights_id.hex():
             return path
     raise UserError(
-        f"the stream was written with {model} weights {weights_id.hex()}, which are not among those in {SHIPPED / model}; "
-        "name their file with --weights"
+        f"the stream was written with {model} weights {weights_id.hex()}, which are not among those in "
+        f"{SHIPPED / model}; name their file with --weights"
     )

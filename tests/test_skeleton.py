@@ -33,9 +33,7 @@ def make(*arguments, cwd, path=None):
         environment["PATH"] = path
     for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "pyproject.toml"):
         (cwd / name).write_bytes((ROOT / name).read_bytes())
-    return subprocess.run(
-        [MAKE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([MAKE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def program(folder, name, body):
@@ -97,9 +95,7 @@ def test_every_import_of_the_zoo_is_required():
     for folder in ours:
         for file in (ROOT / folder).rglob("*.py"):
             code = file.read_text(encoding="utf-8")
-            imported |= set(
-                re.findall(r"^\s*(?:import|from) (\w+)(?:\.\w+)*(?: as \w+| import .+)?$", code, re.M)
-            )
+            imported |= set(re.findall(r"^\s*(?:import|from) (\w+)(?:\.\w+)*(?: as \w+| import .+)?$", code, re.M))
     foreign = imported - ours - optional - set(sys.stdlib_module_names if sys.version_info >= (3, 10) else ())
     if sys.version_info < (3, 10):
         pytest.skip("the list of standard modules came with Python 3.10")
@@ -145,15 +141,11 @@ def test_no_python_at_all(checkout, tools, target):
 def test_only_unsuitable_pythons(checkout, tools):
     program(tools, "python3", python_of_version("3.13"))
     program(tools, "python3.10", python_of_version("3.10", venv_module=False))
-    program(
-        tools, "python3.11", "echo 'python3.11: command not found' >&2; exit 127"
-    )  # as version managers do
+    program(tools, "python3.11", "echo 'python3.11: command not found' >&2; exit 127")  # as version managers do
     result = make("demo", cwd=checkout, path=str(tools))
     assert result.returncode != 0
     assert "python3 (Python 3.13)" in result.stderr
-    assert (
-        "python3.10 (Python 3.10 without its venv module: try 'apt install python3.10-venv')" in result.stderr
-    )
+    assert "python3.10 (Python 3.10 without its venv module: try 'apt install python3.10-venv')" in result.stderr
     assert "command not found" not in result.stderr
 
 
@@ -170,9 +162,7 @@ def test_a_suitable_python_is_found(checkout, tools, tmp_path, there, chosen):
     for name, version in there.items():
         program(tools, name, python_of_version(version).replace("{calls}", str(calls)))
     result = make("demo", cwd=checkout, path=str(tools))
-    assert (
-        result.returncode != 0
-    )  # the stand-in makes no virtual environment, which must not pass for success
+    assert result.returncode != 0  # the stand-in makes no virtual environment, which must not pass for success
     assert calls.read_text().splitlines()[-1] == f"{tools / chosen} -m venv .venv"
     assert not (checkout / ".venv" / ".installed").exists()
 

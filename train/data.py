@@ -63,9 +63,7 @@ class Photographs:
     Damaged files that the header does not give away are skipped when they are met, and counted.
     """
 
-    def __init__(
-        self, photographs: Sequence[Photograph], patchsize: int, pixels: Sequence[np.ndarray] | None = None
-    ):
+    def __init__(self, photographs: Sequence[Photograph], patchsize: int, pixels: Sequence[np.ndarray] | None = None):
         """Takes the pictures that `open_photographs` found.
 
         Args:
@@ -330,9 +328,7 @@ class TfdsImages:
             patches = tf.numpy_function(crops, [image, draw], tf.uint8, stateful=False)
             return tf.ensure_shape(patches, (count, self.patchsize, self.patchsize, 3))
 
-        patches = tf.data.Dataset.zip((images.repeat(), draws)).map(
-            tf_crops, num_parallel_calls=tf.data.AUTOTUNE
-        )
+        patches = tf.data.Dataset.zip((images.repeat(), draws)).map(tf_crops, num_parallel_calls=tf.data.AUTOTUNE)
         return patches.shuffle(256, seed=seed)
 
     def centre_crops(self, limit: int) -> np.ndarray:
@@ -366,9 +362,7 @@ def open_tfds(name: str, patchsize: int, held_out: int) -> tuple[TfdsImages, Tfd
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise UserError(
-            f"--tfds {name}: needs TensorFlow Datasets: pip install tensorflow-datasets"
-        ) from error
+        raise UserError(f"--tfds {name}: needs TensorFlow Datasets: pip install tensorflow-datasets") from error
     try:
         builder = tfds.builder(name)
         builder.download_and_prepare()

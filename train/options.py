@@ -134,8 +134,7 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     add("patchsize", "Side of the square training patches, in pixels.", type=int)
     add(
         "crops_per_image",
-        "Patches cut from a picture each time it is decoded. More than one helps where decoding is the "
-        "bottleneck.",
+        "Patches cut from a picture each time it is decoded. More than one helps where decoding is the bottleneck.",
         type=int,
     )
     add("cache_gb", "Keep decoded pictures in memory if they need at most so many GiB.", type=float)

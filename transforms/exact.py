@@ -55,9 +55,7 @@ def concat(parts: Sequence[Fixed | tf.Tensor]) -> Fixed | tf.Tensor:
     if not isinstance(parts[0], Fixed):
         return tf.concat(parts, -1)
     known = all(p.scale is not None for p in parts)
-    return Fixed(
-        tf.concat([p.value for p in parts], -1), np.concatenate([p.scale for p in parts]) if known else None
-    )
+    return Fixed(tf.concat([p.value for p in parts], -1), np.concatenate([p.scale for p in parts]) if known else None)
 
 
 def spatially(function, x: Fixed | tf.Tensor) -> Fixed | tf.Tensor | tuple:
@@ -146,13 +144,9 @@ class _IntegerConv(tf.Module):
     def accumulate(self, x: tf.Tensor) -> tf.Tensor:
         """Exact integers [..., filters] of magnitude below 2^24."""
         acc = self.conv(x, tf.cast(self.kernel, tf.float32)) + tf.cast(self.bias, tf.float32)
-        return tf.round(
-            acc
-        )  # an algorithm with small errors of its own (Winograd, FFT) lands on the same integer
+        return tf.round(acc)  # an algorithm with small errors of its own (Winograd, FFT) lands on the same integer
 
-    def quantise(
-        self, kernel: np.ndarray, bias: np.ndarray, in_scale: np.ndarray, in_limit: float
-    ) -> np.ndarray:
+    def quantise(self, kernel: np.ndarray, bias: np.ndarray, in_scale: np.ndarray, in_limit: float) -> np.ndarray:
         """Sets kernel and bias; returns the real size of one unit of the accumulator, [filters].
 
         kernel, bias: float32, real. in_scale: [C], real size of one input step. in_limit: largest input magnitude.
@@ -216,14 +210,10 @@ class EntropyNet(tf.keras.layers.Layer):
         channels = self.channels
         self.kernels, self.biases = [], []
         for number, conv in enumerate(self.convs):
-            gain = (
-                6.0 if number + 1 < len(self.convs) else 3.0
-            )  # He uniform before a ReLU, LeCun uniform at the end
+            gain = 6.0 if number + 1 < len(self.convs) else 3.0  # He uniform before a ReLU, LeCun uniform at the end
             limit = np.sqrt(gain / conv.fan_in(channels))
             uniform = tf.keras.initializers.RandomUniform(-limit, limit)
-            self.kernels.append(
-                self.add_weight(f"kernel{number}", conv.kernel_shape(channels), initializer=uniform)
-            )
+            self.kernels.append(self.add_weight(f"kernel{number}", conv.kernel_shape(channels), initializer=uniform))
             self.biases.append(self.add_weight(f"bias{number}", [conv.filters], initializer="zeros"))
             channels = conv.filters
         super().build(input_shape)
@@ -274,9 +264,7 @@ class EntropyNet(tf.keras.layers.Layer):
                 value = tf.concat([mean, tf.clip_by_value(row, 0.0, self.rows - 1.0)], -1)
         return Fixed(value, scale)
 
-    def _calibrate(
-        self, number: int, value: tf.Tensor, scale, in_limit: float, last: bool
-    ) -> np.ndarray | None:
+    def _calibrate(self, number: int, value: tf.Tensor, scale, in_limit: float, last: bool) -> np.ndarray | None:
         """Derives layer `number` from the activations it is fed; returns the real size of its output steps."""
         integer = self.integer_convs[number]
         kernel, bias = self.kernels[number].numpy(), self.biases[number].numpy().astype(np.float64)
@@ -320,9 +308,7 @@ class LatentInput(tf.keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.channels = channels
         self.calibrating = False
-        self.inverse_step: tf.Variable | None = (
-            None  # made when the integer form is first used, as the networks' are
-        )
+        self.inverse_step: tf.Variable | None = None  # made when the integer form is first used, as the networks' are
 
     def build_integers(self) -> None:
         """Makes the variable of the integer form."""
@@ -338,9 +324,7 @@ class LatentInput(tf.keras.layers.Layer):
         """Latents [..., C] -> Fixed of magnitude <= 127. Multiplying by a power of two is exact."""
         if self.inverse_step is None:
             with tf.init_scope():
-                self.inverse_step = tf.Variable(
-                    tf.ones([self.channels]), trainable=False, name="inverse_step"
-                )
+                self.inverse_step = tf.Variable(tf.ones([self.channels]), trainable=False, name="inverse_step")
         if self.calibrating:
             top = np.percentile(np.abs(latents.numpy().reshape(-1, latents.shape[-1])), PERCENTILE, axis=0)
             exponent = np.clip(np.ceil(np.log2(np.maximum(top, 1e-9) / 127)), np.log2(MEAN_STEP), 10)

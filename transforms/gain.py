@@ -1,8 +1,8 @@
 """Gain units: one set of weights for a range of rates.
 
 Cui, Wang, Gao, Guo, Feng, Bai: "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation", CVPR 2021.
-Latents are multiplied by a learned gain per channel before they are rounded, and by a learned inverse gain after. There is
-one pair for each λ of the training; between neighbouring levels gains are interpolated exponentially.
+Latents are multiplied by a learned gain per channel before they are rounded, and by a learned inverse gain after. There
+is one pair for each λ of the training; between neighbouring levels gains are interpolated exponentially.
 """
 
 from __future__ import annotations

@@ -53,11 +53,7 @@ def header_bytes(header: Header) -> bytes:
     Raises:
       ValueError: a field cannot be represented.
     """
-    if (
-        header.version != VERSION
-        or not 0 <= header.model_id <= 255
-        or len(header.weights_id) != WEIGHTS_ID_BYTES
-    ):
+    if header.version != VERSION or not 0 <= header.model_id <= 255 or len(header.weights_id) != WEIGHTS_ID_BYTES:
         raise ValueError(f"not a valid header: {header}")
     if not _plausible_size(header.height, header.width):
         raise ValueError(f"a picture of {header.height}x{header.width} pixels cannot be stored")

@@ -104,9 +104,7 @@ def _encoder_arrays(bank: CdfBank) -> dict[str, np.ndarray]:
     frequencies = bank.frequencies.astype(np.int64)
     cost = np.rint((bank.precision - np.log2(frequencies)) * COST_ONE_BIT).astype(np.int64)
     # In place of an exception: 0 in a folded row, as anything else would need a sign bit.
-    likely = (
-        np.array([0 if bank.folded[r] else np.argmax(bank.row(r)) for r in range(len(bank))]) + bank.starts
-    )
+    likely = np.array([0 if bank.folded[r] else np.argmax(bank.row(r)) for r in range(len(bank))]) + bank.starts
     return {
         "entries": cost << 32 | (total - frequencies) << 16 | _cumulative(bank),
         "row_info": np.stack([bank.starts, bank.lengths, bank.offsets, likely], 1).astype(np.int32),
@@ -344,9 +342,7 @@ def _place(coded: _Coded, log2_lanes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """
     lanes = _shl(1, tf.reduce_max(log2_lanes))
     rows = tf.reduce_max(_shr(coded.counts - 1, log2_lanes) + 1)
-    rows = (
-        (tf.maximum(rows, 1) + UNROLL - 1) // UNROLL * UNROLL
-    )  # at least one: an empty loop cannot be stacked
+    rows = (tf.maximum(rows, 1) + UNROLL - 1) // UNROLL * UNROLL  # at least one: an empty loop cannot be stacked
     shift = tf.gather(log2_lanes, coded.image)
     row, lane = _shr(coded.rank, shift), coded.rank & (_shl(tf.ones_like(shift), shift) - 1)
     return (row * _size(coded.counts) + coded.image) * lanes + lane, rows
@@ -439,9 +435,7 @@ class RansEncoder:
             sign=tf.cast(tf.boolean_mask(value, has_sign) < 0, _i64),
             sign_image=sign_image,
             sign_counts=_count(sign_image, batch),
-            exceptions=tf.stack(
-                [where // tf.maximum(count, 1), position, tf.cast(tf.gather(flat, where), _i64)], 1
-            ),
+            exceptions=tf.stack([where // tf.maximum(count, 1), position, tf.cast(tf.gather(flat, where), _i64)], 1),
         )
 
     def cost_bits(self) -> tf.Tensor:
@@ -548,14 +542,10 @@ def _pack_exceptions(passes: Sequence[_EncodedPass], batch: tf.Tensor) -> _Excep
     groups = (groups & 127) + tf.where(_shr(numbers, 7 * (k + 1)) > 0, tf.constant(128, _i64), 0)
     byte_image = tf.boolean_mask(tf.repeat(image, 2)[:, None] + tf.zeros_like(k), used)
     counts = _count(byte_image, batch)
-    return _ExceptionBytes(
-        byte_image, _rank(byte_image, counts), tf.boolean_mask(groups, used), _shr(counts + 1, 1)
-    )
+    return _ExceptionBytes(byte_image, _rank(byte_image, counts), tf.boolean_mask(groups, used), _shr(counts + 1, 1))
 
 
-def _assemble(
-    passes: Sequence[_EncodedPass], signs: _SignWords, log2_lanes: tf.Tensor, precision: int
-) -> tf.Tensor:
+def _assemble(passes: Sequence[_EncodedPass], signs: _SignWords, log2_lanes: tf.Tensor, precision: int) -> tf.Tensor:
     """Runs the coder and puts the streams together: string `[B]`."""
     batch = _size(log2_lanes)
     image_lanes = _shl(tf.ones_like(log2_lanes), log2_lanes)
@@ -599,9 +589,7 @@ def _assemble(
     return _to_strings(tf.where(is_checksum, checksum, words), total)
 
 
-def _grid(
-    passes: Sequence[_EncodedPass], log2_lanes: tf.Tensor, lanes: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _grid(passes: Sequence[_EncodedPass], log2_lanes: tf.Tensor, lanes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Packed entries of all passes `[R, B, L]`, 0 where nothing is coded; the pass of each row `[R]`."""
     grids, heights = [], []
     for p in passes:
@@ -619,9 +607,7 @@ def _run(states: tf.Tensor, rows: tf.Tensor, precision: int) -> tuple[tf.Tensor,
     limit = _shl(frequency, 32 - precision)
     operands = tf.stack([limit, frequency, cumulative, rest], 1)
     shape = tf.shape(rows)
-    states, before = _encode_rows(
-        states, tf.reshape(operands, tf.stack([-1, 4 * UNROLL, shape[1], shape[2]]))
-    )
+    states, before = _encode_rows(states, tf.reshape(operands, tf.stack([-1, 4 * UNROLL, shape[1], shape[2]])))
     return states, tf.transpose(tf.where(before >= limit, before & 0xFFFF, -1), [1, 0, 2])
 
 
@@ -664,9 +650,7 @@ def _to_strings(words: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     pair = tf.stack([words & 255, _shr(words, 8)], 2)
     valid = tf.range(tf.shape(words, out_type=_i64)[1])[None] < count[:, None]
     pair = tf.where(valid[..., None], pair, 256)
-    return tf.strings.reduce_join(
-        tf.gather(tf.constant(_BYTES), tf.reshape(pair, tf.stack([_size(count), -1]))), -1
-    )
+    return tf.strings.reduce_join(tf.gather(tf.constant(_BYTES), tf.reshape(pair, tf.stack([_size(count), -1]))), -1)
 
 
 # ---------------------------------------------------------------------------------------------------- decoder
@@ -732,9 +716,7 @@ class RansDecoder:
         """
         del symbols
         with tf.device(CPU):
-            decoded, self._state = _decode(
-                self._coder, self._state, tf.cast(rows, _i32), folded, self._partial
-            )
+            decoded, self._state = _decode(self._coder, self._state, tf.cast(rows, _i32), folded, self._partial)
             self._digests.append(digest(decoded))
         self.complete = self._state["alive"]
         return decoded
@@ -775,9 +757,7 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
     whole &= (declared >= MIN_WORDS) & tf.equal(_checksum(words, declared), words[:, CHECKSUM_WORD])
     log2_lanes = word0 & 15
     if not partial:
-        word0, words, log2_lanes = _require(
-            whole, "truncated or damaged stream (checksum)", word0, words, log2_lanes
-        )
+        word0, words, log2_lanes = _require(whole, "truncated or damaged stream (checksum)", word0, words, log2_lanes)
     log2_lanes, words = _require(log2_lanes <= MAX_LOG2_LANES, "damaged stream (lanes)", log2_lanes, words)
     count = tf.where(whole, declared, count)
 
@@ -856,9 +836,7 @@ def _unpack_exceptions(words: tf.Tensor, at: tf.Tensor, count: tf.Tensor) -> tf.
     return tf.stack([image, position, _shr(zigzag, 1) ^ -(zigzag & 1)], 1)
 
 
-def _decode(
-    coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, partial: bool
-) -> tuple[tf.Tensor, State]:
+def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, partial: bool) -> tuple[tf.Tensor, State]:
     """One pass: int32 `[B, N]`, and the state after it."""
     batch, count = tf.unstack(tf.shape(rows, out_type=_i64))
     coded_mask = tf.gather(coder.row_coded, rows)
@@ -887,9 +865,7 @@ def _decode(
     here = (position >= 0) & (position < count)
     index = tf.boolean_mask(image * count + position, here)
     exception = tf.cast(tf.boolean_mask(exception, here), _i32)
-    symbols = tf.reshape(
-        tf.tensor_scatter_nd_update(symbols, index[:, None], exception), tf.stack([batch, count])
-    )
+    symbols = tf.reshape(tf.tensor_scatter_nd_update(symbols, index[:, None], exception), tf.stack([batch, count]))
     if partial:
         symbols = tf.where(state["alive"][:, None], symbols, 0)
     return symbols, state | {

@@ -150,9 +150,7 @@ class CdfBank:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The bank as named arrays, for a weights file."""
-        return {name: getattr(self, name) for name in _DTYPES} | {
-            "precision": np.array([self.precision], np.int32)
-        }
+        return {name: getattr(self, name) for name in _DTYPES} | {"precision": np.array([self.precision], np.int32)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> CdfBank:
@@ -180,9 +178,7 @@ class CdfBank:
         inside = (entry >= 0) & (entry < self.lengths[rows])
         frequency = self.frequencies[self.starts[rows] + np.where(inside, entry, 0)]
         bits = self.precision - np.log2(frequency) + (folded & (symbols != 0))
-        return np.where(
-            coded, np.where(inside, bits, EXCEPTION_BITS), np.where(symbols == 0, 0, EXCEPTION_BITS)
-        )
+        return np.where(coded, np.where(inside, bits, EXCEPTION_BITS), np.where(symbols == 0, 0, EXCEPTION_BITS))
 
 
 _DTYPES = {
@@ -197,15 +193,8 @@ _DTYPES = {
 def quantise_pmf(pmf: np.ndarray, precision: int = PRECISION) -> np.ndarray:
     """Probabilities `[n]` to int32 frequencies `[n]` >= 1 that sum to `2**precision`, at the least loss."""
     pmf = np.asarray(pmf, np.float64)
-    if (
-        pmf.ndim != 1
-        or not 1 <= pmf.size <= 1 << precision
-        or not np.all(pmf >= 0)
-        or not 0 < pmf.sum() < np.inf
-    ):
-        raise ValueError(
-            f"CDF bank: a row needs 1 to {1 << precision} probabilities, none negative, some positive"
-        )
+    if pmf.ndim != 1 or not 1 <= pmf.size <= 1 << precision or not np.all(pmf >= 0) or not 0 < pmf.sum() < np.inf:
+        raise ValueError(f"CDF bank: a row needs 1 to {1 << precision} probabilities, none negative, some positive")
     if pmf.size == 1:  # TFC's op wants at least two
         return np.array([1 << precision], np.int32)
     import tensorflow_compression as tfc  # not above: it takes seconds, and decoding never needs it
@@ -232,9 +221,7 @@ def gaussian_rows(scales: Iterable[float] = SCALES) -> list[Row]:
     Args:
       scales: standard deviations in symbol steps; at or below `SKIP_SCALE` a row is not coded.
     """
-    return [
-        Row(_gaussian_magnitude_pmf(s), folded=True, coded=bool(s > SKIP_SCALE)) for s in np.asarray(scales)
-    ]
+    return [Row(_gaussian_magnitude_pmf(s), folded=True, coded=bool(s > SKIP_SCALE)) for s in np.asarray(scales)]
 
 
 def _gaussian_magnitude_pmf(scale: float) -> np.ndarray:

@@ -52,9 +52,7 @@ def test_demo_prints_the_figures_and_leaves_the_pictures(root, capfd):
     rows = {line.split()[0]: line.split()[1:] for line in out.split("\n") if len(line.split()) == 5}
     elic = rows["elic"]
     assert elic[0] == str(size) and elic[1] == f"{size * 8 / 40000:.4f}"
-    assert (
-        elic[2] == f"{metrics.psnr(before, after):.2f}" and elic[3] == f"{metrics.ms_ssim(before, after):.4f}"
-    )
+    assert elic[2] == f"{metrics.psnr(before, after):.2f}" and elic[3] == f"{metrics.ms_ssim(before, after):.4f}"
     for codec in ("jpeg", "webp"):
         assert int(rows[codec][0]) <= size
     assert float(rows["webp"][2]) > float(elic[2])
@@ -87,8 +85,6 @@ def test_an_opponent_that_cannot_do_it_is_named(root, capfd):
 def test_failures_are_passed_on(root, capfd):
     assert demo.main(["none.png", "-o", "demo"]) == 1
     assert capfd.readouterr().err == "error: none.png: no such file or directory\n"
-    (root / "models" / "elic.py").write_text(
-        "import sys; print('error: no weights', file=sys.stderr); sys.exit(3)"
-    )
+    (root / "models" / "elic.py").write_text("import sys; print('error: no weights', file=sys.stderr); sys.exit(3)")
     assert demo.main(["-o", "demo"]) == 3
     assert "error: no weights" in capfd.readouterr().err

@@ -13,9 +13,7 @@ RNG = np.random.default_rng(5)
 def picture(height, width, seed=0):
     """Something with structure at several scales: MS-SSIM of plain noise would be near zero."""
     y, x = np.mgrid[:height, :width]
-    waves = [
-        np.sin(x / (5 + 9 * c) + seed) + np.cos(y / (4 + 7 * c)) + np.sin((x + y) / 23) for c in range(3)
-    ]
+    waves = [np.sin(x / (5 + 9 * c) + seed) + np.cos(y / (4 + 7 * c)) + np.sin((x + y) / 23) for c in range(3)]
     return np.uint8(127.5 + 40 * np.stack(waves, axis=-1))
 
 

@@ -17,9 +17,7 @@ ROWS = [
     Measurement("tiny.png", 300, 20, 30, 33.0, math.nan),
 ]
 ANCHOR = Curve("a", (0.1, 0.2, 0.4, 0.8), (28.0, 30.5, 33.0, 36.0), (0.9, 0.95, 0.975, 0.99))
-OTHER = Curve(
-    "b", (0.12, 0.25, 0.45, 0.7, 1.0), (29.0, 32.0, 34.0, 36.0, 37.5), (0.91, 0.96, 0.98, 0.99, 0.993)
-)
+OTHER = Curve("b", (0.12, 0.25, 0.45, 0.7, 1.0), (29.0, 32.0, 34.0, 36.0, 37.5), (0.91, 0.96, 0.98, 0.99, 0.993))
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -91,9 +89,7 @@ def test_the_anchors_that_ship():
 
 def test_anchors_as_points_and_as_lists_are_the_same(tmp_path):
     lists = {"codecs": {"x": {"setting": "s", "bpp": [0.2, 0.1], "psnr": [30, 28]}}}
-    points = {
-        "x": {"source": "s", "points": [{"bpp": 0.2, "psnr": 30, "enc_s": 1}, {"bpp": 0.1, "psnr": 28}]}
-    }
+    points = {"x": {"source": "s", "points": [{"bpp": 0.2, "psnr": 30, "enc_s": 1}, {"bpp": 0.1, "psnr": 28}]}}
     for name, content in [("l", lists), ("p", points)]:
         (tmp_path / name).write_text(json.dumps(content))
         assert report.load_anchors(tmp_path / name) == {"x": Curve("x", (0.1, 0.2), (28.0, 30.0), (), "s")}

@@ -111,9 +111,7 @@ def reference_checksum(words):
 # --------------------------------------------------------------------------------------------------- the bank
 
 UNFOLDED = factorized_rows(np.exp(-np.abs(np.arange(-20, 21)) / np.array([[0.02], [0.5], [3.0]])), -20)
-AWAY = factorized_rows(
-    np.array([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]), [INT32.max - 2, INT32.min]
-)  # offsets at the ends
+AWAY = factorized_rows(np.array([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]), [INT32.max - 2, INT32.min])  # offsets at the ends
 UNLIKELY_ZERO = Row(np.array([0.2, 0.8]), folded=True)
 BANK = CdfBank.from_pmfs(gaussian_rows([0.11, 0.2, 1.0, 9.0]) + UNFOLDED + AWAY + [UNLIKELY_ZERO])
 FOLDED_ROWS, UNFOLDED_ROWS = (0, 1, 2, 3, 9), (4, 5, 6, 7, 8)
@@ -506,9 +504,7 @@ def test_a_small_stream_cut_at_every_byte(small):
 @pytest.mark.parametrize("log2_lanes", [0, 3])
 def test_many_cuts_of_many_passes(log2_lanes):
     rng = np.random.default_rng(log2_lanes)
-    passes = [draw(rng, 1, 20, folded) for folded in (True, True, False, True, True)] + [
-        draw(rng, 1, 3, True, (0,))
-    ]
+    passes = [draw(rng, 1, 20, folded) for folded in (True, True, False, True, True)] + [draw(rng, 1, 3, True, (0,))]
     data = encode(passes, log2_lanes=log2_lanes).numpy()[0]
     words_at, ends = reference_decode(data, passes)
     for words in range(len(data) // 2 + 1):
@@ -630,9 +626,7 @@ def latents(bank, bits_per_pixel, height=512, width=768, seed=0):
     low, high = -8.0, 4.0
     for _ in range(12):  # find the level of sigma that gives the rate
         middle = (low + high) / 2
-        rows = np.clip(np.rint((level + middle - np.log(0.11)) / np.log(256 / 0.11) * 63), 0, 63).astype(
-            np.int32
-        )
+        rows = np.clip(np.rint((level + middle - np.log(0.11)) / np.log(256 / 0.11) * 63), 0, 63).astype(np.int32)
         y = np.rint(noise * (0.11 * (256 / 0.11) ** (rows / 63))).astype(np.int32)
         too_much = bank.bits(rows, y).sum() > bits_per_pixel * height * width
         low, high = (low, middle) if too_much else (middle, high)

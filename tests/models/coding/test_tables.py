@@ -90,9 +90,7 @@ def test_bits_by_hand():
 
 
 def test_a_bank_survives_storage():
-    bank = CdfBank.from_pmfs(
-        [Row(np.array([0.3, 0.7]), -5), Row(np.array([0.9, 0.1]), folded=True, coded=False)], 10
-    )
+    bank = CdfBank.from_pmfs([Row(np.array([0.3, 0.7]), -5), Row(np.array([0.9, 0.1]), folded=True, coded=False)], 10)
     stored = bank.tensors()
     assert all(isinstance(v, np.ndarray) and v.ndim == 1 for v in stored.values())
     again = CdfBank.from_tensors(stored)
