@@ -18,6 +18,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -67,6 +68,14 @@ def stages_timed(codec, watch: Stopwatch):
             for method in ("__init__", "code", "finish", "fingerprint"):
                 patch(owner, method, "coding")
         yield
+
+
+def sample_picture() -> np.ndarray:
+    """The sample that ships, 512x384, reflected to 768x512."""
+    from models.images import read_image
+
+    sample = read_image(Path(__file__).resolve().parent.parent / "res" / "eval" / "kodim23_512x384.png")
+    return np.pad(sample, [(0, 512 - sample.shape[0]), (0, 768 - sample.shape[1]), (0, 0)], "reflect")
 
 
 def channel_sigmas(channels: int) -> np.ndarray:
@@ -136,15 +145,16 @@ def measure_round_trip(codec, image: np.ndarray) -> dict[str, float]:
 class CompressAI:
     """CompressAI's Elic2022Official in an interpreter that has it, one round trip at a time."""
 
-    def __init__(self, python: str, picture: Path, threads: int):
+    def __init__(self, python: str, image: np.ndarray, threads: int):
+        from models.images import write_image
+
         script = Path(__file__).with_name("bench_compressai.py")
-        self._process = subprocess.Popen(
-            [python, str(script), str(picture), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._read()
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "picture.png"
+            write_image(picture, image)
+            command = [python, str(script), str(picture), str(threads)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self._read()  # it is ready, and has read the picture
 
     def _read(self) -> dict[str, float]:
         line = self._process.stdout.readline()
@@ -219,14 +229,12 @@ def main(argv=None) -> None:
     entry = registry.get(args.model)
     path = args.weights or next((p for p in weights.shipped(args.model) if p.stem == args.preset), None)
     codec = load(path) if path else random_codec(entry, args.preset)
-    sample = Path(__file__).resolve().parent.parent / "res" / "eval" / "sample.png"
-    picture = Path(args.picture) if args.picture else sample
-    image = images.read_image(picture)
+    image = images.read_image(args.picture) if args.picture else sample_picture()
     height, width = image.shape[:2]
     what = f"weights {Path(path).name}" if path else "random weights, typical latents"
     print(f"{args.model} {args.preset} ({what}), {width}x{height}, {args.threads} threads")
 
-    other = CompressAI(args.compressai_python, picture, args.threads) if args.compressai_python else None
+    other = CompressAI(args.compressai_python, image, args.threads) if args.compressai_python else None
     measure_round_trip(codec, image)  # warm up
     ours, theirs = [], []
     for _ in range(args.rounds):
