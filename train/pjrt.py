@@ -166,7 +166,7 @@ def export(
         "format": pjrt_run.FORMAT,
         "model": codec.entry.name,
         "config": weights.config_to_json(codec.config),
-        "lambda": codec.lmbda,
+        "lambda": list(codec.lambdas),
         "batch": list(batch_shape),
         "metrics": _metric_names(codec),
         "learning_rate": float(codec.optimizer.learning_rate),
@@ -383,11 +383,8 @@ def codec_of(directory: str | os.PathLike, entry: registry.Entry) -> tuple[Codec
     state, _ = read_state(directory)
     if state.get("model") != entry.name:
         raise UserError(f"{directory}: a state of {state.get('model')}, not of {entry.name}")
-    lmbda = state["lambda"]
-    codec = entry.codec(
-        weights.config_from_json(entry.config, state["config"]),
-        lmbda=tuple(lmbda) if isinstance(lmbda, list) else lmbda,
-    )
+    config = weights.config_from_json(entry.config, state["config"])
+    codec = entry.codec(config, lmbda=state["lambda"])
     return codec, import_state(directory, codec)
 
 
