@@ -1,0 +1,117 @@
+"""Several λ in one set of weights: qualities, the control byte, target sizes."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.codec import check_lambdas, load, load_for_training, to_uint8
+from models.coding import container
+from models.elic import ELIC, Config
+from models.errors import UserError
+
+TINY = Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16)
+LAMBDAS = (0.001, 0.01, 0.1)
+
+
+@pytest.fixture(scope="module")
+def variable(photograph, tmp_path_factory):
+    """A tiny codec of three λ, trained for a moment, saved and loaded."""
+    tf.keras.utils.set_random_seed(3)
+    codec = ELIC(TINY, LAMBDAS)
+    codec.compile(optimizer=tf.keras.optimizers.Adam(2e-3, global_clipnorm=1.0))
+    batch = np.stack([photograph[y : y + 64, x : x + 64] for y in (0, 96, 192) for x in (0, 128, 256, 384)])
+    codec.build_variables(training=True)
+    step = tf.function(codec.train_step)
+    for _ in range(120):
+        step(tf.constant(batch))
+    codec.prepare(batch)
+    path = tmp_path_factory.mktemp("variable") / "weights.safetensors"
+    codec.save(path)
+    return load(path), path, batch[5]
+
+
+@pytest.mark.parametrize("quality", [1, 1.4, 2, 3])
+def test_round_trip_is_what_call_gives(variable, quality):
+    codec, _, picture = variable
+    decoded = codec.decompress(codec.compress(picture, quality=quality))
+    step = tf.constant([codec.quality_step(quality)])
+    reconstruction, _ = codec(picture[None], quality=step)
+    np.testing.assert_array_equal(decoded, to_uint8(reconstruction[0]))
+
+
+def test_rate_and_quality_rise_with_quality(variable):
+    codec, _, picture = variable
+    streams = [codec.compress(picture, quality=q) for q in (1, 2, 3)]
+    errors = [np.mean((codec.decompress(s) - picture.astype(float)) ** 2) for s in streams]
+    assert len(streams[0]) < len(streams[1]) < len(streams[2])
+    assert errors[0] > errors[2]
+
+
+def test_quality_is_in_the_stream(variable):
+    codec, _, picture = variable
+    header, _, _ = container.unpack(codec.compress(picture, quality=2.5))
+    assert header.controls == bytes([48])
+
+
+def test_gradients_reach_every_level(variable):
+    codec = ELIC(TINY, LAMBDAS)
+    codec.build_variables(training=True)
+    images = tf.random.uniform([12, 64, 64, 3], 0, 255)
+    with tf.GradientTape() as tape:
+        loss = codec._rate_distortion(images, training=True)["loss"]
+    units = [codec.latent_gain, codec.latent_inverse_gain, codec.hyper_gain, codec.hyper_inverse_gain]
+    for gradient in tape.gradient(loss, [unit.log_gain for unit in units]):
+        assert np.any(tf.convert_to_tensor(gradient).numpy() != 0)
+
+
+def test_target_size_is_met_as_closely_as_qualities_allow(variable):
+    codec, _, picture = variable
+    whole = [len(codec.compress(picture, quality=q)) for q in (1, 3)]
+    target = sum(whole) // 2
+    data = codec.compress_to(picture, target)
+    assert len(data) <= target
+    step = container.unpack(data)[0].controls[0]
+    assert len(codec.compress(picture, quality=1 + (step + 1) / 32)) > target
+
+
+@pytest.mark.parametrize("quality", [0.9, 3.1, float("nan")])
+def test_quality_out_of_range(variable, quality):
+    codec, _, picture = variable
+    with pytest.raises(UserError, match="not within 1 to 3"):
+        codec.compress(picture, quality=quality)
+
+
+def test_target_out_of_reach(variable):
+    codec, _, picture = variable
+    with pytest.raises(UserError, match="above the 30 asked for"):
+        codec.compress_to(picture, 30)
+
+
+def test_weights_of_one_rate_take_no_quality(tiny, crop):
+    with pytest.raises(UserError, match="one rate"):
+        tiny.compress(crop(32, 32), quality=1)
+    with pytest.raises(UserError, match="one rate"):
+        tiny.compress_to(crop(32, 32), 1000)
+
+
+@pytest.mark.parametrize("controls", [b"", bytes([65]), b"\0\0"])
+def test_control_bytes_of_other_weights(variable, controls):
+    codec, _, _ = variable
+    with pytest.raises(container.StreamError, match="control bytes"):
+        codec.unpack_controls(controls)
+
+
+@pytest.mark.parametrize(
+    ("lambdas", "message"),
+    [((0.1, 0.01), "rising"), ((0.1, 0.1), "different"), ((0,), "positive"), (range(1, 10), "at most 8"), ((), "missing")],
+)
+def test_bad_lambdas(lambdas, message):
+    with pytest.raises(UserError, match=message):
+        check_lambdas(lambdas)
+
+
+def test_going_on_with_another_number_of_lambdas(variable):
+    _, path, _ = variable
+    with pytest.raises(UserError, match="has 3 λ, and cannot go on with 1"):
+        load_for_training(path, lmbda=0.01)
+    assert load_for_training(path, lmbda=(0.002, 0.02, 0.2)).lambdas == (0.002, 0.02, 0.2)
