@@ -69,6 +69,17 @@ class Toy(Codec):
         return self.denormalise(self.synthesis(latents / 8))
 
 
+class ShallowElic(elic.ELIC):
+    """ELIC with two layers for each of its deep transforms, which are most of the time to compile."""
+
+    def __init__(self, config, **kwargs):
+        super().__init__(config, **kwargs)
+        conv, transposed = tf.keras.layers.Conv2D, tf.keras.layers.Conv2DTranspose
+        settings = {"strides": 4, "padding": "same"}
+        self.analysis = tf.keras.Sequential([conv(6, 5, **settings), conv(config.latents, 5, **settings)])
+        self.synthesis = tf.keras.Sequential([transposed(6, 5, **settings), transposed(3, 5, **settings)])
+
+
 Toy.entry = registry.Entry("toy", 255, Toy, ToyConfig, {"base": ToyConfig()})
 
 
@@ -175,15 +186,23 @@ def logged(out, names=("loss", "bpp", "mse", "psnr")):
 
 
 def test_elic_trains_under_jax_as_under_tensorflow(tmp_path, run):
-    config = elic.Config((4, 4, 6), (2, 4), 4, (4, 6), (4, 4), 8)
+    config = elic.Config(
+        widths=(4, 4, 6),
+        groups=(2, 4),
+        hyper_channels=4,
+        hyper_widths=(4, 6),
+        context_widths=(4, 4),
+        parameter_width=8,
+    )
     batches = make_batches((2, 32, 32, 3))
     np.save(tmp_path / "batches.npy", batches)
     tf.keras.utils.set_random_seed(2)
-    codec = compiled(elic.ELIC(config, lmbda=0.01), ema=0)
+    codec = compiled(ShallowElic(config, lmbda=0.01), ema=0)
     pjrt.export(codec, (2, 32, 32, 3), tmp_path / "step")
     expected = under_tensorflow(codec, batches)
     run(tmp_path / "step", "--batches", tmp_path / "batches.npy", "--steps", STEPS, "--progress_seconds", 0)
-    np.testing.assert_allclose(logged(tmp_path / "step"), expected, rtol=1e-4)
+    np.testing.assert_allclose(logged(tmp_path / "step"), expected, rtol=1e-3)
+    np.testing.assert_allclose(logged(tmp_path / "step")[:3], expected[:3], rtol=1e-5)
 
 
 def test_losses_and_weights_are_those_of_tensorflow(toy, toy_trained, toy_batches):
