@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from models import images
+from models.coding.container import StreamError
 from models.errors import UserError
 
 FORMAT = "lic-zoo 1"
@@ -99,11 +100,11 @@ def shipped(model: str) -> list[Path]:
 
 
 def find(model: str, weights_id: bytes) -> Path:
-    """The shipped weights that wrote a file. UserError if it is none of them."""
+    """The shipped weights that wrote a file. StreamError if it is none of them."""
     for path in shipped(model):
         if read_metadata(path).get("weights_id") == weights_id.hex():
             return path
-    raise UserError(
-        f"the stream was written with {model} weights {weights_id.hex()}, which are not among those in "
-        f"{SHIPPED / model}; name their file with --weights"
+    raise StreamError(
+        f"written with {model} weights {weights_id.hex()}, which are not among those in {SHIPPED / model}; name their "
+        "file with --weights"
     )
