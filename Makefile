@@ -1,13 +1,15 @@
 # make demo   compress and decompress a photograph, and show the two side by side
 # make test   lint and tests
 # make lint   lint alone
+# make jax    an environment for what runs outside TensorFlow (train/pjrt_run.py): .venv-jax; its tests are skipped
+#             without one
 # make clean  remove the virtual environment and whatever else was made
 #
 # All of them make the virtual environment .venv first where it is missing or older than the requirements.
 # A Python 3.9 to 3.11 is looked for; `make demo PYTHON=/path/to/python3.10` names one. `make test PYTEST="-k images"`
 # passes arguments to pytest.
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint jax clean
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
 
@@ -25,8 +27,10 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+jax: .venv-jax/.installed
+
 clean:
-	rm -rf $(VENV) demo build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-jax demo build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is written last, so an installation that was interrupted is begun again. A virtual environment cannot be
@@ -41,6 +45,15 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+# TensorFlow 2.14 and a current JAX cannot share an environment. JAX wants 3.11 or later, where it is to be had.
+.venv-jax/.installed: requirements-jax.txt
+	@for python in $(JAX_PYTHON) python3.12 python3.13 python3.11; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    rm -rf .venv-jax && "$$python" -m venv .venv-jax && .venv-jax/bin/python -m pip install \
+	      --disable-pip-version-check -r requirements-jax.txt && touch $@; exit $$?; \
+	  fi; \
+	done; echo "JAX needs Python 3.11 or later with its venv module; name one: make jax JAX_PYTHON=…" >&2; exit 1
 
 # Prints the first candidate that is a Python 3.9 to 3.11 and can make virtual environments. Being there is not enough:
 # a version manager's shim is there for a Python that is not.

@@ -1,14 +1,29 @@
-"""The tiny ELIC whose weights are a golden file, and pictures for it."""
+"""What several folders of tests share: the tiny ELIC whose weights are a golden file, pictures, an interpreter with JAX."""
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-PHOTOGRAPH = Path(__file__).resolve().parents[2] / "res" / "eval" / "kodim23_512x384.png"
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+PHOTOGRAPH = ROOT / "res" / "eval" / "kodim23_512x384.png"
+
+
+@pytest.fixture(scope="session")
+def jax_python() -> str:
+    """An interpreter that has JAX: that of ZOO_JAX_PYTHON, or of .venv-jax (`make jax`)."""
+    named = os.environ.get("ZOO_JAX_PYTHON")
+    if named:
+        assert Path(named).exists(), f"ZOO_JAX_PYTHON={named} does not exist"
+        return named
+    python = ROOT / ".venv-jax" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no interpreter with JAX: neither ZOO_JAX_PYTHON nor .venv-jax (make jax)")
+    return str(python)
 
 
 @pytest.fixture(scope="session")
