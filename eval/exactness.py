@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -145,6 +146,62 @@ def under_jax(python: str, directory, **environment: str) -> str:
     return done.stdout.strip().split("\n")[-1] if done.returncode in (0, 1) else done.stderr.strip()[-300:]
 
 
+def cost(weights_path, pictures: Sequence) -> str:
+    """What the integer form costs against the float form: rate, PSNR and seconds, means over pictures, as text.
+
+    The rate of the integer networks is given twice: under Gaussians of the rows' scales, which leaves the networks as
+    the only difference, and under the 12-bit tables that files are written with.
+    """
+    import tensorflow as tf
+
+    from eval.metrics import psnr
+    from models.codec import load, load_for_training, to_uint8
+    from models.images import read_image
+    from models.latents import FloatRate, Replay, TableRate
+
+    integer, floating = load(weights_path), load_for_training(weights_path)
+    figures = []
+    for picture in pictures:
+        image = read_image(picture)
+        height, width = image.shape[:2]
+        padded = integer.pad(tf.cast(image[None], tf.float32))
+        row = []
+        for codec, coder in ((floating, FloatRate(floating.entropy_models)), (integer, TableRate(integer.bank))):
+            decoded = codec.reconstruct(codec.transmit(coder, padded))[0, :height, :width]
+            bits = float(sum(b[0] for b in coder.bits.values()))
+            row += [bits / (height * width), psnr(image, to_uint8(decoded))]
+        symbols = recorded_symbols(integer, image)
+        ideal = gaussian_bits(integer, symbols, padded.shape[:3]) + float(coder.bits["z"][0])
+        row.append(ideal / (height * width))
+        for codec, exact in ((floating, False), (integer, True)):
+            codec.transmit(Replay(symbols, exact), shape=padded.shape[:3])
+            begin = time.perf_counter()
+            codec.transmit(Replay(symbols, exact), shape=padded.shape[:3])
+            row.append(time.perf_counter() - begin)
+        figures.append(row)
+    float_bpp, float_db, table_bpp, integer_db, ideal_bpp, float_s, integer_s = np.mean(figures, 0)
+    return (
+        f"{len(figures)} pictures: estimated rates, PSNR of rounded pictures, seconds of the entropy networks alone\n"
+        f"float networks                       {float_bpp:.5f} bpp  {float_db:.4f} dB  {float_s:.3f} s\n"
+        f"integer networks                     {ideal_bpp:.5f} bpp ({100 * (ideal_bpp / float_bpp - 1):+.2f} %)  "
+        f"{integer_db:.4f} dB ({integer_db - float_db:+.4f})  {integer_s:.3f} s\n"
+        f"integer networks and 12-bit tables   {table_bpp:.5f} bpp ({100 * (table_bpp / float_bpp - 1):+.2f} %)"
+    )
+
+
+def gaussian_bits(codec, symbols: Sequence[np.ndarray], shape) -> float:
+    """Bits of the Gaussian passes if each symbol were coded with its row's exact probabilities."""
+    from scipy.special import log_ndtr
+
+    from models.coding.tables import scale_table
+
+    rows = entropy_path(codec, tuple(shape), exact=True)(*symbols)[1::2]
+    magnitude = np.abs(np.concatenate([s.ravel() for s in symbols[1:]]).astype(np.float64))
+    scale = scale_table()[np.concatenate([r.numpy().ravel() for r in rows]).astype(int)]
+    upper, lower = log_ndtr((0.5 - magnitude) / scale), log_ndtr((-0.5 - magnitude) / scale)
+    return float(-np.sum(upper + np.log1p(-np.exp(lower - upper))) / np.log(2))
+
+
 def differences(reference: list[np.ndarray], other: list[np.ndarray]) -> str:
     """How two lists of (mean, row, mean, row, …) differ, in words."""
     rows = sum(int(np.sum(a != b)) for a, b in zip(reference[1::2], other[1::2]))
@@ -161,6 +218,9 @@ def main(argv=None) -> int:
     parser.add_argument("--weights", help="weights file; by default ELIC's that ship")
     parser.add_argument("--jax_python", help="an interpreter that has jax")
     parser.add_argument("--export", metavar="DIR", help="only write what eval/exactness_run.py needs, and stop")
+    parser.add_argument(
+        "--cost", action="store_true", help="measure what the integer form costs in rate and PSNR instead"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.job:
@@ -171,11 +231,15 @@ def main(argv=None) -> int:
     from models.codec import load
 
     path = args.weights or weights.shipped("elic")[-1]
+    root = Path(__file__).resolve().parent.parent
+    pictures = images.expand_inputs(args.pictures) or sorted((root / "res" / "eval").glob("*.png"))
+    if args.cost:
+        print(cost(path, pictures))
+        return 0
     codec = load(path)
     _load_floats(codec, path)
-    root = Path(__file__).resolve().parent.parent
     wrong = 0
-    for picture in args.pictures or sorted((root / "res" / "eval").glob("*.png")):
+    for picture in pictures:
         image = images.read_image(picture)
         symbols = recorded_symbols(codec, image)
         shape = (1, *codec.padded_size(*image.shape[:2]))
