@@ -48,6 +48,7 @@ STEPS_AHEAD = 64
 # Batches that wait, ready, for the device: so many, or fewer where they are large.
 BATCHES_AHEAD, BYTES_AHEAD = 32, 256e6
 PART_BYTES = 15e6
+DISK_BYTES_PER_SECOND = 50e6
 MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
@@ -208,9 +209,7 @@ def stored_batches(path: str, shape: tuple[int, ...]) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise Failure(f"{path}: not readable batches: {first_line(error)}") from error
     if batches.dtype != np.uint8 or batches.shape[1:] != shape or not len(batches):
-        raise Failure(
-            f"{path}: {batches.dtype} {list(batches.shape)}, but the step takes uint8 {list(shape)}"
-        )
+        raise Failure(f"{path}: {batches.dtype} {list(batches.shape)}, but the step takes uint8 {list(shape)}")
     return batches
 
 
@@ -317,9 +316,7 @@ class Step:
 class Training:
     """The variables on the device, and the step that changes them."""
 
-    def __init__(
-        self, step: Step, device: Device, run: Callable[[list], list], values: dict[str, np.ndarray]
-    ):
+    def __init__(self, step: Step, device: Device, run: Callable[[list], list], values: dict[str, np.ndarray]):
         self._step, self._device, self._run = step, device, run
         self._numbers = {e["name"]: e["input"] for e in step.meta["inputs"] if e["input"] is not None}
         # Weights that the step does not touch travel along unchanged.
@@ -357,9 +354,10 @@ class Training:
 class Checkpoints:
     """The saved states in a folder: `checkpoint-<step>`, whole or not there; the newest one is kept."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, size: float = 0.0):
+        """size: bytes of a state, for a first guess at how long it takes to save."""
         self.folder = folder
-        self.seconds = 0.0  # that the last one took
+        self.seconds = size / DISK_BYTES_PER_SECOND  # that the last one took
 
     def newest(self) -> str | None:
         """The path of the last state, if there is one."""
@@ -382,9 +380,7 @@ class Checkpoints:
         state = read_json(os.path.join(path, "state.json"))
         for what in ("format", "model", "config"):
             if state.get(what) != step.meta[what]:
-                raise Failure(
-                    f"{path}: a state of {what} {state.get(what)}, but {step.folder} is of {step.meta[what]}"
-                )
+                raise Failure(f"{path}: a state of {what} {state.get(what)}, but {step.folder} is of {step.meta[what]}")
         values = {
             **read_npz(os.path.join(path, "weights.npz")),
             **read_npz(os.path.join(path, "optimizer.npz")),
@@ -519,9 +515,7 @@ class Progress:
         self.means: dict[str, float] = {}
         self.seconds_per_step = math.inf
 
-    def add(
-        self, step: int, metrics: list[float], rate: float, schedule: Schedule, flush: bool = False
-    ) -> None:
+    def add(self, step: int, metrics: list[float], rate: float, schedule: Schedule, flush: bool = False) -> None:
         """Notes the metrics of a finished step."""
         self._seen.append(metrics)
         elapsed = time.monotonic() - self._last
@@ -565,15 +559,11 @@ class Signals:
 class Run:
     """The loop: start steps, look at what has finished, save now and then."""
 
-    def __init__(
-        self, args, step: Step, training: Training, checkpoints: Checkpoints, schedule: Schedule, state: dict
-    ):
+    def __init__(self, args, step: Step, training: Training, checkpoints: Checkpoints, schedule: Schedule, state: dict):
         self._args, self._step, self._training = args, step, training
         self._checkpoints, self._schedule, self._state = checkpoints, schedule, state
         self.done = state["step"]
-        self._flight: collections.deque = (
-            collections.deque()
-        )  # (step, metrics, rate) of those not looked at yet
+        self._flight: collections.deque = collections.deque()  # (step, metrics, rate) of those not looked at yet
         self._step_seconds = math.inf
         self._finished_at = time.monotonic()
         self._progress = Progress(
@@ -589,7 +579,7 @@ class Run:
         begin, first = time.monotonic(), self.done
         saved = begin
         while not signals.received:
-            progress = self._schedule.progress(self.done, SECONDS_AHEAD + 1.5 * self._checkpoints.seconds)
+            progress = self._schedule.progress(self.done, self._reserve())
             if progress >= 1:
                 break
             rate = self._schedule.rate(progress)
@@ -611,11 +601,14 @@ class Run:
         try:
             path = self._save()
         except OSError as error:
-            raise Failure(
-                f"cannot save the state: {error.strerror}; {self._checkpoints.describe()}"
-            ) from error
+            raise Failure(f"cannot save the state: {error.strerror}; {self._checkpoints.describe()}") from error
         verb = "stopped" if signals.received else "done"
         say(f"{verb} at step {self.done}, {speed:.1f} images/s, state in {path}")
+
+    def _reserve(self) -> float:
+        """Seconds that the steps on their way, and saving after them, will take."""
+        step = 0.0 if math.isinf(self._step_seconds) else self._step_seconds
+        return max(SECONDS_AHEAD, 2 * step) + 1.5 * self._checkpoints.seconds
 
     def _finish_one(self, flush: bool = False) -> None:
         step, metrics, rate = self._flight.popleft()
@@ -623,9 +616,7 @@ class Run:
         now = time.monotonic()
         seconds = max(now - self._finished_at, 1e-6)
         # The average forgets quickly: the first steps are slower than the others.
-        self._step_seconds = (
-            seconds if math.isinf(self._step_seconds) else 0.8 * self._step_seconds + 0.2 * seconds
-        )
+        self._step_seconds = seconds if math.isinf(self._step_seconds) else 0.8 * self._step_seconds + 0.2 * seconds
         self._finished_at = now
         if not np.all(np.isfinite(metrics)):
             self._diverged(f"the loss of step {step}")
@@ -658,9 +649,7 @@ class Run:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "directory", metavar="DIR", help="What `train --runtime pjrt --export_only DIR` wrote."
-    )
+    parser.add_argument("directory", metavar="DIR", help="What `train --runtime pjrt --export_only DIR` wrote.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--images", help="Globs of the training pictures, separated by commas; @FILE for a list of paths."
@@ -670,14 +659,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="DIR", help="Folder for the states and the log; DIR by default.")
     parser.add_argument("--resume", action="store_true", help="Continue from the newest state there.")
-    parser.add_argument(
-        "--minutes", type=float, help="Time for all of it, from starting to the saved result."
-    )
+    parser.add_argument("--minutes", type=float, help="Time for all of it, from starting to the saved result.")
     parser.add_argument("--steps", type=int, help="Steps of the whole run, those before a --resume included.")
     parser.add_argument("--rate", type=float, help="Learning rate; by default the one that was exported.")
-    parser.add_argument(
-        "--end_rate", type=float, help="Learning rate at the end; a hundredth of --rate by default."
-    )
+    parser.add_argument("--end_rate", type=float, help="Learning rate at the end; a hundredth of --rate by default.")
     parser.add_argument(
         "--decay_from",
         type=float,
@@ -690,9 +675,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="cosine",
         help="Decay along a half cosine, or all at once.",
     )
-    parser.add_argument(
-        "--seed", type=int, help="Makes the batches repeatable; by default each run has its own."
-    )
+    parser.add_argument("--seed", type=int, help="Makes the batches repeatable; by default each run has its own.")
     parser.add_argument("--checkpoint_minutes", type=float, default=3.0, help="Save the state so often.")
     parser.add_argument("--progress_seconds", type=float, default=20.0, help="A line of progress so often.")
     parser.add_argument("--threads", type=int, help="Threads that prepare batches.")
@@ -715,8 +698,8 @@ def train(args: argparse.Namespace, begin: float) -> int:
     signals = Signals()
     step = Step(args.directory)
     out = args.out or args.directory
-    checkpoints = Checkpoints(out)
     values = step.start()
+    checkpoints = Checkpoints(out, sum(values[name].nbytes for name in step.variables))
     state = {key: step.meta[key] for key in ("format", "model", "config", "lambda", "batch", "options")}
     state |= {"step": 0, "averaged": bool(step.meta["averages"]), "seed": args.seed}
     if args.resume:
