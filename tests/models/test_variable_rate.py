@@ -103,7 +103,13 @@ def test_control_bytes_of_other_weights(variable, controls):
 
 @pytest.mark.parametrize(
     ("lambdas", "message"),
-    [((0.1, 0.01), "rising"), ((0.1, 0.1), "different"), ((0,), "positive"), (range(1, 10), "at most 8"), ((), "missing")],
+    [
+        ((0.1, 0.01), "rising"),
+        ((0.1, 0.1), "different"),
+        ((0,), "positive"),
+        (range(1, 10), "at most 8"),
+        ((), "missing"),
+    ],
 )
 def test_bad_lambdas(lambdas, message):
     with pytest.raises(UserError, match=message):
