@@ -171,9 +171,7 @@ def _cluster() -> dict[str, list[str]]:
     try:
         return json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
     except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"the environment variable TF_CONFIG is not what TensorFlow expects: {error}"
-        ) from error
+        raise UserError(f"the environment variable TF_CONFIG is not what TensorFlow expects: {error}") from error
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -319,9 +317,7 @@ class Run:
             callbacks.append(AveragedWeights())
         return [*callbacks, backup]
 
-    def finish(
-        self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy
-    ) -> None:
+    def finish(self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy) -> None:
         """Writes the two weights files, and leaves the best weights in the codec."""
         chief = is_chief(strategy)
         with strategy.scope():

@@ -102,9 +102,7 @@ def test_a_run_learns_and_leaves_its_files(options, tiny_codec, each_step):
     with safetensors.safe_open(trained.final, "numpy") as file:
         metadata = file.metadata()
     assert metadata["steps"] == "12" and metadata["batchsize"] == "2"
-    assert not any("/" in value for value in metadata.values()), (
-        "no paths of this machine in what is published"
-    )
+    assert not any("/" in value for value in metadata.values()), "no paths of this machine in what is published"
 
 
 def test_best_is_the_epoch_of_the_lowest_validation_loss(options, tiny_codec, each_step):
@@ -144,9 +142,7 @@ def test_validation_loss_is_that_of_the_held_out_patches(options, tiny_codec):
         (dict(schedule="cosine", crops_per_image=2, ema=0.8), 5),
     ],
 )
-def test_a_resumed_run_ends_as_if_never_stopped(
-    options, tiny_codec, each_step, tmp_path, change, stop, caplog
-):
+def test_a_resumed_run_ends_as_if_never_stopped(options, tiny_codec, each_step, tmp_path, change, stop, caplog):
     options = dataclasses.replace(options, **change)
     whole = fit.fit(tiny_codec, options)
     parts = dataclasses.replace(options, train_path=str(tmp_path / "parts"), resume=True)
@@ -165,9 +161,7 @@ def test_a_resumed_run_ends_as_if_never_stopped(
     assert_same(stored(resumed.final), stored(whole.final))
     assert_same(state(resumed), state(whole), rtol=1e-4)
     assert [row["epoch"] for row in log(parts)] == ["0", "1", "2"]
-    np.testing.assert_allclose(
-        [float(row["val_loss"]) for row in log(parts)], whole.history["val_loss"], rtol=1e-5
-    )
+    np.testing.assert_allclose([float(row["val_loss"]) for row in log(parts)], whole.history["val_loss"], rtol=1e-5)
 
 
 def state(trained) -> list[np.ndarray]:
@@ -304,9 +298,7 @@ def test_gradients_are_clipped(options):
         np.testing.assert_allclose(momentum.numpy(), 0.1 * np.array(expected), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "precision, compute", [("bfloat16", "bfloat16"), ("float16", "float16"), ("auto", "bfloat16")]
-)
+@pytest.mark.parametrize("precision, compute", [("bfloat16", "bfloat16"), ("float16", "float16"), ("auto", "bfloat16")])
 def test_mixed_precision_is_in_force_while_the_codec_is_built(options, tiny_codec, precision, compute):
     if precision == "auto" and tf.config.list_physical_devices("GPU"):
         compute = "float16"

@@ -29,9 +29,7 @@ def test_flags_are_the_fields():
         elif value is not None:
             flags.append(f"--{name}={value}")
     assert parse(*flags) == given
-    assert all(
-        getattr(given, f.name) != f.default for f in dataclasses.fields(FitOptions) if f.name != "train_glob"
-    )
+    assert all(getattr(given, f.name) != f.default for f in dataclasses.fields(FitOptions) if f.name != "train_glob")
 
 
 def test_mixed_precision_needs_no_value():

@@ -27,9 +27,7 @@ def start(path, result, cpus, tf_config=None, codec="tiny", **options) -> subpro
         environment["TF_CONFIG"] = json.dumps(tf_config)
     options = {"train_path": str(path), "patchsize": 32, "batchsize": 4, "seed": 5, "clipnorm": 0, **options}
     command = [sys.executable, str(WORKER), codec, str(cpus), str(result), json.dumps(options)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -126,9 +124,7 @@ def test_which_strategy_is_chosen(monkeypatch):
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, pictures):
-    process = start(
-        tmp_path / "run", tmp_path / "r.npz", 2, train_glob=pictures, batchsize=3, strategy="mirrored"
-    )
+    process = start(tmp_path / "run", tmp_path / "r.npz", 2, train_glob=pictures, batchsize=3, strategy="mirrored")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "UserError: --batchsize 3: cannot be shared among 2 devices" in output
