@@ -381,7 +381,7 @@ def test_training_lowers_the_loss(tiny, crop):
     codec.compile(tf.keras.optimizers.Adam(3e-3, global_clipnorm=1.0))
     codec.build_variables(training=True)
     codec.optimizer.build(codec.trainable_variables)
-    step = tf.function(codec.train_step, autograph=False)  # a third of the time to trace
+    step = tf.function(codec.train_step, autograph=False)
     images = tf.constant(np.stack([crop(32, 32), crop(32, 32, 200)]))
     losses = []
     for _ in range(30):
