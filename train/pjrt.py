@@ -172,9 +172,7 @@ def export(
         "learning_rate": float(codec.optimizer.learning_rate),
         "learning_rates": sorted(n for n in names if n.endswith("/learning_rate")),
         "averages": {w: a for a, w in _averages(codec).items() if a in names},
-        "alias": {
-            entry.output_shape_index[0]: entry.parameter_number for entry in module.input_output_alias.entries
-        },
+        "alias": {entry.output_shape_index[0]: entry.parameter_number for entry in module.input_output_alias.entries},
         "inputs": inputs,
         "options": options or {},
     }
@@ -241,9 +239,7 @@ def _slots(codec: Codec) -> Iterator[tuple[str, str, tf.Variable, tf.Variable]]:
 def _averages(codec: Codec) -> dict[str, str]:
     """The name of each moving average and that of its weight."""
     names = {id(variable): name for name, variable in codec.named_variables().items()}
-    return {
-        name: names[id(w)] for name, kind, w, _ in _slots(codec) if kind == "_model_variables_moving_average"
-    }
+    return {name: names[id(w)] for name, kind, w, _ in _slots(codec) if kind == "_model_variables_moving_average"}
 
 
 def _handle(variable: tf.Variable) -> int:
@@ -463,8 +459,7 @@ def _check_same(directory: str, options: FitOptions) -> None:
         now = getattr(options, name)
         if before.get(name) != now:
             raise UserError(
-                f"{options.train_path}: was begun with --{name} {before.get(name)}, and cannot resume with "
-                f"{now}"
+                f"{options.train_path}: was begun with --{name} {before.get(name)}, and cannot resume with {now}"
             )
 
 
