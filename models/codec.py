@@ -20,6 +20,8 @@ from transforms import exact
 from transforms.chain import Chain
 from transforms.gain import MAX_LEVELS, STEPS, GainUnit
 
+CALIBRATION_BATCH = 32
+
 
 class Codec(tf.keras.Model):
     """Base of the zoo's codecs.
@@ -212,7 +214,8 @@ class Codec(tf.keras.Model):
         Weights are rounded to float16 first, since that is how they are stored.
 
         Args:
-          images: calibration pictures, uint8 or float [B, H, W, 3]; a few dozen training crops.
+          images: calibration pictures, uint8 or float [N, H, W, 3]: a few hundred training crops. What they do not show
+            is clipped: 48 crops cost 1 % of the rate on Kodak, and 6 % on a picture of loud colours.
         """
         for variable in self.named_variables().values():
             if variable.trainable:
@@ -220,12 +223,13 @@ class Codec(tf.keras.Model):
         pmf, offset = self.entropy_models.prior_pmf()
         rows = [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
         self._set_bank(tables.CdfBank.from_pmfs(rows))
+        qualities = np.linspace(0, (len(self.lambdas) - 1) * STEPS, len(images)).round().astype(np.int32)
+        order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
         with exact.calibrating(self.submodules):
-            controls = {}
-            if self.variable_rate:  # over the whole range of qualities
-                top = (len(self.lambdas) - 1) * STEPS
-                controls["quality"] = tf.cast(tf.round(tf.linspace(0.0, top, len(images))), tf.int32)
-            self.transmit(TableRate(self.bank), self.pad(tf.cast(images, tf.float32)), **controls)
+            for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
+                controls = {"quality": tf.constant(qualities[batch])} if self.variable_rate else {}
+                pictures = self.pad(tf.cast(np.asarray(images)[batch], tf.float32))
+                self.transmit(TableRate(self.bank), pictures, **controls)
         self.weights_id = weights.fingerprint(self.tensors())
 
     def _set_bank(self, bank: tables.CdfBank) -> None:

@@ -308,6 +308,7 @@ class LatentInput(tf.keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.channels = channels
         self.calibrating = False
+        self._loudest: dict[int, np.ndarray] = {}
         self.inverse_step: tf.Variable | None = None  # made when the integer form is first used, as the networks' are
 
     def build_integers(self) -> None:
@@ -328,6 +329,7 @@ class LatentInput(tf.keras.layers.Layer):
         if self.calibrating:
             top = np.percentile(np.abs(latents.numpy().reshape(-1, latents.shape[-1])), PERCENTILE, axis=0)
             exponent = np.clip(np.ceil(np.log2(np.maximum(top, 1e-9) / 127)), np.log2(MEAN_STEP), 10)
+            exponent = self._loudest[0] = np.maximum(exponent, self._loudest.get(0, -np.inf))
             self.inverse_step.assign((2.0**-exponent).astype(np.float32))
         value = tf.clip_by_value(tf.round(latents * self.inverse_step), -127.0, 127.0)
         return Fixed(value, 1 / self.inverse_step.numpy() if self.calibrating else None)
@@ -335,7 +337,10 @@ class LatentInput(tf.keras.layers.Layer):
 
 @contextlib.contextmanager
 def calibrating(layers: Iterable[tf.keras.layers.Layer]):
-    """Within, every `EntropyNet` and `LatentInput` among `layers` derives its integer form from what it is fed."""
+    """Within, every `EntropyNet` and `LatentInput` among `layers` derives its integer form from what it is fed.
+
+    Feed it several batches: ranges cover all of them.
+    """
     chosen = [layer for layer in layers if isinstance(layer, (EntropyNet, LatentInput))]
     for layer in chosen:
         layer.calibrating, layer._loudest = True, {}

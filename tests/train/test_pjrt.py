@@ -1,7 +1,6 @@
 """Training outside TensorFlow: what `train.pjrt` exports trains under JAX as it does under TensorFlow.
 
-The tests that run JAX need an interpreter that has it: that of the environment variable ZOO_JAX_PYTHON, or of
-.venv-jax in the root of the checkout (requirements-jax.txt).
+The tests that run JAX need an interpreter that has it: see `jax_python` in tests/conftest.py.
 """
 
 from __future__ import annotations
@@ -101,19 +100,6 @@ def under_tensorflow(codec, batches):
     """The metrics of each step under TensorFlow itself, not XLA: [N, 4]."""
     step = tf.function(pjrt.training_step(codec))
     return np.array([[float(value) for value in step(batch)] for batch in batches])
-
-
-@pytest.fixture(scope="session")
-def jax_python():
-    """An interpreter that has JAX."""
-    named = os.environ.get("ZOO_JAX_PYTHON")
-    if named:
-        assert Path(named).exists(), f"ZOO_JAX_PYTHON={named} does not exist"
-        return named
-    python = ROOT / ".venv-jax" / "bin" / "python"
-    if not python.exists():
-        pytest.skip("no interpreter with JAX: neither ZOO_JAX_PYTHON nor .venv-jax (requirements-jax.txt)")
-    return str(python)
 
 
 @pytest.fixture(scope="session")
