@@ -44,7 +44,7 @@ FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "ema", "mixed_precision")
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
 # Patches that `Codec.prepare` gets to see.
-CALIBRATION = 32
+CALIBRATION = 256
 
 
 class TrainingInterrupted(SystemExit):
