@@ -174,6 +174,14 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace the JSON file if it exists.")
     parser.add_argument(
+        "--anchors",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="Also print how the mean stands against other codecs at the same rate; by default against those measured "
+        "on the 24 Kodak pictures (res/eval/anchors.json).",
+    )
+    parser.add_argument(
         "--record",
         metavar="NAME",
         help="Also write the mean figures into the header of the weights file, under this name, such as kodak.",
@@ -311,6 +319,9 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
         images.check_target(args.json, args.force)
     path = _weights_path(model, args)
     codec = _load(model, path)
+    if args.anchors is not None:
+        anchors = list(report.load_anchors(args.anchors or report.ANCHORS).values())
+        anchors = [anchor for anchor in anchors if anchor.psnr and "msssim" not in anchor.name]
     for quality in args.quality:
         codec.pack_controls(quality=quality)  # says now what is wrong with it
     code, curve = 0, []
@@ -325,6 +336,9 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
         if not measurements:
             return code
         print(report.table(measurements) if quality is None else f"quality {quality:g}\n{report.table(measurements)}")
+        if args.anchors is not None:
+            mean = report.mean(measurements)
+            print(report.standing(mean["bpp"], mean["psnr"], anchors))
         curve.append(measurements)
     if args.json:
         facts = {
