@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -10,14 +10,29 @@ Layer = tf.keras.layers.Layer
 
 
 class Chain(Layer):
-    """Layers one after the other, for inputs [B, H, W, channels]. Knows its variables without seeing an input."""
+    """Layers one after the other, for inputs [B, H, W, channels].
 
-    def __init__(self, channels: int, layers: Sequence[Layer], name: str | None = None):
+    Knows its variables without seeing an input, and makes its layers when it is built: a program that only compresses
+    does not wait for the hundred layers of a synthesis.
+
+    Args:
+      channels: of the input.
+      make_layers: returns the layers.
+    """
+
+    def __init__(self, channels: int, make_layers: Callable[[], Sequence[Layer]], name: str | None = None):
         super().__init__(name=name)
         self.channels = channels
-        self.layers = list(layers)
+        self._make_layers = make_layers
+        self._policy_when_made = tf.keras.mixed_precision.global_policy()
 
     def build(self, input_shape=None):
+        before = tf.keras.mixed_precision.global_policy()
+        tf.keras.mixed_precision.set_global_policy(self._policy_when_made)
+        try:
+            self.layers = list(self._make_layers())
+        finally:
+            tf.keras.mixed_precision.set_global_policy(before)
         shape = tf.TensorShape([None, None, None, self.channels])
         for layer in self.layers:
             layer.build(shape)

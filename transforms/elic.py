@@ -84,7 +84,7 @@ def analysis(widths: Sequence[int], latents: int) -> Chain:
     n1, n2, n3 = widths
     return Chain(
         3,
-        [
+        lambda: [
             Downsample(n1, name="down1"),
             *_bottlenecks(n1, 1),
             Downsample(n2, name="down2"),
@@ -104,7 +104,7 @@ def synthesis(widths: Sequence[int], latents: int) -> Chain:
     n1, n2, n3 = widths
     return Chain(
         latents,
-        [
+        lambda: [
             Attention(latents, name="attention4"),
             Upsample(n3, name="up4"),
             *_bottlenecks(n3, 3),
@@ -123,7 +123,7 @@ def hyper_analysis(latents: int, channels: int) -> Chain:
     """h_a: y [B, H, W, latents] -> z [B, H / 4, W / 4, channels], H and W multiples of 4. No activation at the end."""
     return Chain(
         latents,
-        [
+        lambda: [
             Conv2D(channels, 3, padding="same", activation="relu", name="conv1"),
             Downsample(channels, activation="relu", name="down2"),
             Downsample(channels, dtype="float32", name="down3"),
