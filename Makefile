@@ -14,7 +14,7 @@
 .DELETE_ON_ERROR:
 
 VENV := .venv
-PYTEST ?=
+PYTEST ?= -n 2 --dist loadfile
 CANDIDATES := $(or $(PYTHON),python3.11 python3.10 python3.9 python3 python)
 
 demo: $(VENV)/.installed

@@ -28,12 +28,14 @@ def pins(name):
 
 def make(*arguments, cwd, path=None):
     """Runs make in a copy of the Makefile that has nothing but it; nothing is installed."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     if path is not None:
         environment["PATH"] = path
     for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "pyproject.toml"):
         (cwd / name).write_bytes((ROOT / name).read_bytes())
-    return subprocess.run([MAKE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [MAKE, "--no-print-directory", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+    )
 
 
 def program(folder, name, body):

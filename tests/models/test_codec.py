@@ -434,3 +434,18 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or None)
 """
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert process.returncode == 0, process.stderr[-2000:]
+
+
+def test_traced_writes_the_same_bytes_and_reads_the_same_pictures(tiny_weights, crop):
+    codec = load(tiny_weights)
+    pictures = [crop(40, 70), crop(33, 17)]  # sizes that one graph serves
+    plain = [codec.compress(picture) for picture in pictures]
+    decoded = [codec.decompress(data) for data in plain]
+    codec.trace()
+    assert [codec.compress(picture) for picture in pictures] == plain
+    for data, picture in zip(plain, decoded):
+        assert np.abs(codec.decompress(data).astype(int) - picture).max() <= 1
+    with pytest.raises(container.StreamError, match="damaged stream"):
+        codec.decompress(plain[0][:-1] + bytes([plain[0][-1] ^ 1]))
+    with pytest.raises(container.StreamError):
+        codec.decompress(plain[0][:-9] + plain[0][-4:])
