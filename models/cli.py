@@ -146,7 +146,7 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
             type=int,
             metavar="K",
             help="Decode only the first K groups of the latent, the others at their predicted means: a quick preview, "
-            "or one step of a progressive display.",
+            "or one step of a progressive display. The fingerprint, which covers all groups, is not checked then.",
         )
     parser.add_argument(
         "--partial",
