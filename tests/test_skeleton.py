@@ -26,16 +26,19 @@ def pins(name):
     return result
 
 
-def make(*arguments, cwd, path=None):
-    """Runs make in a copy of the Makefile that has nothing but it; nothing is installed."""
+def run_make(*arguments, cwd, path=None):
+    """Runs make on its own account: the one that may be running these tests tells its children how to behave."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     if path is not None:
         environment["PATH"] = path
+    return subprocess.run([MAKE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def make(*arguments, cwd, path=None):
+    """Runs make in a copy of the Makefile that has nothing but it; nothing is installed."""
     for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "pyproject.toml"):
         (cwd / name).write_bytes((ROOT / name).read_bytes())
-    return subprocess.run(
-        [MAKE, "--no-print-directory", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
-    )
+    return run_make(*arguments, cwd=cwd, path=path)
 
 
 def program(folder, name, body):
@@ -188,7 +191,7 @@ def test_the_environment_is_made_anew_only_when_requirements_change(checkout, ch
         os.utime(checkout / name, (now - 10, now - 10))
 
     def commands():
-        return subprocess.run([MAKE, "-n", "demo"], cwd=checkout, capture_output=True, text=True).stdout
+        return run_make("-n", "demo", cwd=checkout).stdout
 
     assert commands() == ".venv/bin/python -m eval.demo\n"
     os.utime(checkout / changed, (now + 10, now + 10))
