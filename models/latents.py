@@ -56,8 +56,9 @@ class EntropyModels(tf.Module):
         import tensorflow_compression as tfc
 
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
+        # No offset heuristic: hyper-latents are rounded to whole numbers, in files as in estimates.
         self.hyper = tfc.ContinuousBatchedEntropyModel(
-            self.prior, coding_rank=3, compression=False, bottleneck_dtype=tf.float32
+            self.prior, coding_rank=3, compression=False, bottleneck_dtype=tf.float32, offset_heuristic=False
         )
         self.latent = tfc.LocationScaleIndexedEntropyModel(
             tfc.NoisyNormal,
