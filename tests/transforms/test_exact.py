@@ -16,6 +16,7 @@ from transforms.exact import (
     EXACT,
     MEAN_LIMIT,
     MEAN_STEP,
+    WEIGHT_LIMIT,
     Conv,
     EntropyNet,
     Fixed,
@@ -169,8 +170,8 @@ def test_only_the_channels_that_break_the_bound_are_coarsened():
     kernel[0, 0, 0, 1] = 1.0
     layer, step = integer_layer(Conv(2, 5), channels, kernel, np.zeros(2), np.ones(channels), 255.0)
     largest = np.abs(layer.kernel.numpy()).max((0, 1, 2))
-    assert largest[1] == 127
-    assert 20 <= largest[0] < 127  # 2^24 / (2500 * 255) = 26
+    assert largest[1] == WEIGHT_LIMIT
+    assert 20 <= largest[0] < 27  # 2^24 / (2500 * 255) = 26
     np.testing.assert_allclose(largest * step, 1, rtol=0.03)  # it still stands for the same real weight
 
 
@@ -179,7 +180,7 @@ def test_a_loud_bias_coarsens_its_channel():
     layer, step = integer_layer(Conv(2), 4, kernel, np.array([1e6, 1.0]), np.ones(4), 127.0)
     np.testing.assert_allclose(layer.bias.numpy() * step, [1e6, 1.0], rtol=0.01)
     assert step[0] > step[1]
-    assert np.abs(layer.kernel.numpy()[..., 1]).max() == 127
+    assert np.abs(layer.kernel.numpy()[..., 1]).max() == WEIGHT_LIMIT
 
 
 # --- the integer form --------------------------------------------------------------------------------------------
