@@ -33,7 +33,7 @@ from transforms import checkerboard
 
 #: Partial sums below this are exact in float32.
 EXACT = float(2**24)
-#: Weights have 12 bits where the sums leave room, which TF32 still holds exactly: on Kodak 8 bits cost 0.3 % more rate.
+#: Weights have 12 bits where the sums leave room, which TF32 still holds exactly: on Kodak 8 bits cost 0.1 % more rate.
 WEIGHT_LIMIT = 2047
 #: The share of a calibration set's activations that an 8-bit range covers; the rest is clipped.
 PERCENTILE = 99.99
