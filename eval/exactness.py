@@ -197,7 +197,7 @@ def _float_networks_with_tables(bank):
     """A latent coder: rows and means of the float networks, bits of the tables."""
     import tensorflow as tf
 
-    from models.latents import ROW_BIAS, ROW_GAIN, TableRate
+    from models.latents import TableRate, nearest_rows
     from transforms.exact import Fixed
 
     class FloatNetworks(TableRate):
@@ -205,7 +205,7 @@ def _float_networks_with_tables(bank):
 
         def gaussian(self, name, latent, parameters):
             mean, log_scale = tf.split(parameters, 2, -1)
-            rows = tf.clip_by_value(tf.round(ROW_GAIN * log_scale + ROW_BIAS), 0.0, 63.0)
+            rows = nearest_rows(log_scale)
             return super().gaussian(name, latent, Fixed(tf.concat([mean, rows], -1)))
 
     return FloatNetworks(bank)

@@ -42,6 +42,11 @@ def _symbols(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(x), -(2.0**30), 2.0**30), tf.int32)
 
 
+def nearest_rows(log_scale: tf.Tensor) -> tf.Tensor:
+    """The Gaussian row nearest to each scale, given its natural logarithm: float32 integers, 0 .. NUM_SCALES - 1."""
+    return tf.clip_by_value(tf.round(ROW_GAIN * log_scale + ROW_BIAS), 0.0, tables.NUM_SCALES - 1.0)
+
+
 class EntropyModels(tf.Module):
     """The trainable densities, from TFC: a factorised prior for hyper-latents, Gaussians for latents.
 
@@ -212,6 +217,6 @@ class Replay:
     def gaussian(self, name: str, latent, parameters) -> tf.Tensor:
         mean, rows = tf.split(parameters.value if self.exact else parameters, 2, -1)
         if not self.exact:
-            rows = tf.clip_by_value(tf.round(ROW_GAIN * rows + ROW_BIAS), 0.0, tables.NUM_SCALES - 1.0)
+            rows = nearest_rows(rows)
         self.predictions += [_flat(mean), _flat(rows)]
         return tf.cast(tf.reshape(next(self._symbols), tf.shape(mean)), tf.float32) + mean
