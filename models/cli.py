@@ -1,4 +1,4 @@
-"""The command line that all models share: train, compress, decompress, evaluate.
+"""The command line that all models share: train, compress, decompress, evaluate, export.
 
 A model file ends in `main("elic")`. Errors of the user become one line on stderr and exit code 1 (2 for usage); with
 several inputs a bad one is reported and the others are still done.
@@ -64,6 +64,7 @@ def _parser(model: str) -> argparse.ArgumentParser:
     _add_compress(commands, entry)
     _add_decompress(commands, entry)
     _add_evaluate(commands, entry)
+    _add_export(commands, entry)
     return parser
 
 
@@ -166,6 +167,19 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         "--record",
         metavar="NAME",
         help="Also write the mean figures into the header of the weights file, under this name, such as kodak.",
+    )
+    _add_weights_flags(parser, entry)
+
+
+def _add_export(commands, entry: registry.Entry) -> None:
+    parser = _subcommand(commands, "export", _export, "Writes a SavedModel that TensorFlow Serving runs as it is.")
+    parser.add_argument("directory", metavar="DIR", help="The model's base path: the SavedModel goes to DIR/VERSION.")
+    parser.add_argument("--version", type=int, default=1, help="A server takes the highest it finds.")
+    parser.add_argument(
+        "--max_megapixels",
+        type=float,
+        default=32,
+        help="The served model refuses larger pictures, so that one request cannot take the server's memory.",
     )
     _add_weights_flags(parser, entry)
 
@@ -345,6 +359,27 @@ def _mean_figures(measurements) -> str:
     mean = report.mean(measurements)
     figures = f"{mean['bpp']:.4f} bpp, {mean['psnr']:.3f} dB, MS-SSIM {mean['ms_ssim']:.5f}"
     return f"{len(measurements)} pictures, real files, means: {figures}"
+
+
+def _export(model: str, args: argparse.Namespace) -> int:
+    if args.version < 1:
+        raise UserError(f"--version {args.version}: must be at least 1")
+    if not args.max_megapixels > 0:
+        raise UserError(f"--max_megapixels {args.max_megapixels}: must be above 0")
+    path = _weights_path(model, args)
+    codec = _load(model, path)
+    from models import serving
+
+    card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
+    target = serving.export(
+        codec,
+        args.directory,
+        args.version,
+        max_pixels=int(args.max_megapixels * 1e6),
+        card=card | weights.read_metadata(path),
+    )
+    print(f"{path} -> {target}")
+    return 0
 
 
 def _train(model: str, args: argparse.Namespace) -> int:

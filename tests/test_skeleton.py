@@ -93,6 +93,7 @@ def test_every_import_of_the_zoo_is_required():
     """What is imported anywhere, but not required, would fail for users only."""
     names = {"tensorflow_compression": "tensorflow-compression", "tensorflow_addons": "tensorflow-addons"}
     names |= {"tensorflow_probability": "tensorflow-probability", "PIL": "pillow", "absl": "absl-py"}
+    names |= {"tensorflow_serving": "tensorflow-serving-api", "grpc": "tensorflow-serving-api"}
     ours = {"models", "transforms", "train", "eval"}
     # For people who have them: data sets by name, training under another runtime, peers to compare with.
     optional = {"tensorflow_datasets", "jax", "jaxlib", "torch", "compressai"}

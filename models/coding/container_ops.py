@@ -77,6 +77,7 @@ def unpack(streams: tf.Tensor, model_id: int, weights_id: bytes, control_bytes: 
         height, at = _read_leb128(start, at)
         width, at = _read_leb128(start, at)
         number, at = _read_leb128(start, at)
+        height, width = require(at <= length, "truncated stream: it ends within its header", height, width)
         height, width = require(_plausible(height, width), "damaged stream (size)", height, width)
         (at,) = require(number == control_bytes, "damaged stream (control bytes)", at)
         controls = tf.gather(start, at[:, None] + tf.range(control_bytes)[None], axis=1, batch_dims=1)
@@ -116,7 +117,7 @@ def _read_leb128(data: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Numbers [B] that begin at `at` [B] in bytes int32 [B, n], and where they end."""
     last = tf.shape(data)[1] - 1
     group = tf.gather(data, tf.minimum(at[:, None] + tf.range(_NUMBER), last), axis=1, batch_dims=1)
-    inside = tf.cumprod(tf.cast(group > 127, tf.int32), 1, exclusive=True)  # 1 up to the byte that ends the number
+    inside = tf.math.cumprod(tf.cast(group > 127, tf.int32), 1, exclusive=True)  # 1 up to the byte that ends the number
     count = tf.reduce_sum(inside, 1)
     ending = tf.gather(group, count - 1, axis=1, batch_dims=1)
     # A number above 2^31 shows as negative; one that ends in a zero byte is another spelling of a shorter one.

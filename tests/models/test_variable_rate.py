@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models import serving
 from models.codec import check_lambdas, load, load_for_training, to_uint8
 from models.coding import container
 from models.elic import ELIC, Config
@@ -121,3 +122,24 @@ def test_going_on_with_another_number_of_lambdas(variable):
     with pytest.raises(UserError, match="has 3 λ, and cannot go on with 1"):
         load_for_training(path, lmbda=0.01)
     assert load_for_training(path, lmbda=(0.002, 0.02, 0.2)).lambdas == (0.002, 0.02, 0.2)
+
+
+def test_each_picture_of_a_served_batch_has_its_own_quality(variable):
+    codec, _, picture = variable
+    compress = serving.signatures(codec)["compress"]
+    decompress = serving.signatures(codec)["decompress"]
+    qualities = np.array([1, 2.4, 3], np.float32)
+    streams = compress(np.stack([picture] * 3), qualities)["bitstream_bytes"]
+    assert streams.numpy().tolist() == [codec.compress(picture, quality=q) for q in qualities]
+    pictures = decompress(streams)["image"].numpy()
+    for decoded, stream in zip(pictures, streams.numpy()):
+        assert np.abs(decoded.astype(int) - codec.decompress(stream)).max() <= 1
+    for bad in (0.9, 3.1, float("nan")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="quality is not within 1 to 3"):
+            compress(picture[None], np.array([bad], np.float32))
+    middle = serving.signatures(codec)["serving_default"](tf.constant([serving._png(picture)]))["bitstream_bytes"]
+    assert middle.numpy()[0] == codec.compress(picture, quality=2)
+    damaged = bytearray(streams.numpy()[0])
+    damaged[container.header_bytes(container.unpack(bytes(damaged))[0]).__len__() - 1] = 65
+    with pytest.raises(tf.errors.InvalidArgumentError, match="control bytes"):
+        decompress(tf.constant([bytes(damaged)]))
