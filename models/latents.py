@@ -29,6 +29,9 @@ LOG_SCALE_MIN = float(np.log(tables.SCALES_MIN))
 LOG_SCALE_STEP = float(np.log(tables.SCALES_MAX / tables.SCALES_MIN) / (tables.NUM_SCALES - 1))
 ROW_GAIN = 1 / LOG_SCALE_STEP
 ROW_BIAS = -LOG_SCALE_MIN / LOG_SCALE_STEP
+#: The same for the rows of bits, which are uniform in the logit.
+LOGIT_GAIN = 1 / tables.LOGIT_STEP
+LOGIT_BIAS = float(tables.NUM_LOGITS // 2)
 
 
 @tf.custom_gradient
@@ -40,6 +43,11 @@ def round_through(x: tf.Tensor):
 def _symbols(x: tf.Tensor) -> tf.Tensor:
     """Rounds float latents to int32 symbols (clipped to +-2^30, whatever a network gives)."""
     return tf.cast(tf.clip_by_value(tf.round(x), -(2.0**30), 2.0**30), tf.int32)
+
+
+def nearest_logit_rows(logits: tf.Tensor) -> tf.Tensor:
+    """The Bernoulli row nearest to each logit: float32 integers, 0 .. NUM_LOGITS - 1."""
+    return tf.clip_by_value(tf.round(LOGIT_GAIN * logits + LOGIT_BIAS), 0.0, tables.NUM_LOGITS - 1.0)
 
 
 def nearest_rows(log_scale: tf.Tensor) -> tf.Tensor:
@@ -105,6 +113,11 @@ class _FloatCoder:
         self._count(name, bits)
         return round_through(latent - mean) + mean
 
+    def bernoulli(self, name: str, bits: tf.Tensor, logits: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
+        cost = tf.nn.sigmoid_cross_entropy_with_logits(labels=bits, logits=logits) * kept
+        self._count(name, tf.reduce_sum(cost, [1, 2, 3]) / np.log(2))
+        return bits * kept
+
 
 class TrainingRate(_FloatCoder):
     """Bits [B] by latent under additive uniform noise; latents rounded with straight-through gradients.
@@ -148,6 +161,17 @@ class _ExactCoder:
         symbols = None if latent is None else _flat(_symbols(latent - mean))
         symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=True)
         return tf.cast(tf.reshape(symbols, tf.shape(mean)), tf.float32) + mean
+
+    def bernoulli(self, name: str, bits: tf.Tensor | None, logits: Fixed, kept: tf.Tensor) -> tf.Tensor:
+        """Codes those bits, 0 or 1, [B, H, W, C], whose `kept` is 1; the others are 0 and cost nothing.
+
+        logits: what an `EntropyNet` with `Output.ROWS` gives, rows of `tables.bernoulli_rows`, which the bank begins
+          with. kept: float32 0 or 1, [B, H, W, C].
+        """
+        rows = tf.where(kept > 0, logits.value, float(tables.NUM_LOGITS))  # the row that is not coded
+        symbols = None if bits is None else _flat(_symbols(bits * kept))
+        symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=False)
+        return tf.cast(tf.reshape(symbols, tf.shape(rows)), tf.float32)
 
 
 def _flat(x: tf.Tensor) -> tf.Tensor:
@@ -202,8 +226,8 @@ class Recorder(_ExactCoder):
 class Replay:
     """Gives a model the symbols of an earlier run and keeps what it predicts for them.
 
-    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other. With `exact` False those of
-    the float form, for comparison: nothing is coded with them.
+    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other; of a pass of bits zeros and
+    rows. With `exact` False those of the float form, for comparison: nothing is coded with them.
     """
 
     def __init__(self, symbols: Sequence[tf.Tensor], exact: bool = True):
@@ -220,3 +244,8 @@ class Replay:
             rows = nearest_rows(rows)
         self.predictions += [_flat(mean), _flat(rows)]
         return tf.cast(tf.reshape(next(self._symbols), tf.shape(mean)), tf.float32) + mean
+
+    def bernoulli(self, name: str, bits, logits, kept: tf.Tensor) -> tf.Tensor:
+        rows = logits.value if self.exact else nearest_logit_rows(logits)
+        self.predictions += [_flat(tf.zeros_like(rows)), _flat(rows * kept)]
+        return tf.cast(tf.reshape(next(self._symbols), tf.shape(rows)), tf.float32)
