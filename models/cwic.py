@@ -84,7 +84,7 @@ class Config:
 PRESETS = {
     "low": Config(),
     "high": Config(levels=32, code_groups=(8, 8, 16, 32, 64)),
-    "small": Config(encoder_widths=(48, 96), decoder_widths=(128, 64, 32), hidden=48, context_width=48),
+    "small": Config(encoder_widths=(64, 128), decoder_widths=(192, 96, 32), hidden=64, context_width=48),
 }
 """`low` is the paper's network for its four lower rates, `high` that for its highest, `small` a tenth of the work.
 
