@@ -96,7 +96,7 @@ class _FloatCoder:
 
     def __init__(self, models: EntropyModels):
         self._models = models
-        self._factorized: dict[str, tf.Tensor] = {}
+        self._counted: dict[str, tf.Tensor] = {}  # of factorised priors and of bits
         self._gaussian: dict[str, list[tuple[tf.Tensor, ...]]] = {}
 
     @property
@@ -105,7 +105,7 @@ class _FloatCoder:
 
         One evaluation for all passes: ELIC has ten, and a density is hundreds of small operations and their gradients.
         """
-        result = dict(self._factorized)
+        result = dict(self._counted)
         for name, passes in self._gaussian.items():
             latent, rows, mean = (tf.concat(parts, 1) for parts in zip(*passes))
             _, result[name] = self._models.latent(latent, rows, loc=mean, training=self.training)
@@ -113,7 +113,7 @@ class _FloatCoder:
 
     def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
         _, bits = self._models.hyper(latent, training=self.training)
-        self._factorized[name] = bits
+        self._counted[name] = bits
         return round_through(latent)
 
     def gaussian(self, name: str, latent: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
@@ -124,7 +124,7 @@ class _FloatCoder:
 
     def bernoulli(self, name: str, bits: tf.Tensor, logits: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
         cost = tf.nn.sigmoid_cross_entropy_with_logits(labels=bits, logits=logits) * kept
-        self._count(name, tf.reduce_sum(cost, [1, 2, 3]) / np.log(2))
+        self._counted[name] = self._counted.get(name, 0.0) + tf.reduce_sum(cost, [1, 2, 3]) / np.log(2)
         return bits * kept
 
 
