@@ -328,11 +328,19 @@ class CWIC(Codec):
             if before.stage == 2:
                 raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")
             return before
-        codec = cls(before.config, stage=2, ratio=args.ratio)
+        return cls.second_stage(before, args.ratio)
+
+    @classmethod
+    def second_stage(cls, before: CWIC, ratio: float) -> CWIC:
+        """A codec of stage 2, to be trained, with the weights of one of stage 1 or 2 that has its training variables.
+
+        After stage 1 the importance net is new, and so is the context model of the map.
+        """
+        codec = cls(before.config, stage=2, ratio=ratio)
         codec.build_variables(training=True)
         trained = before.named_variables()
         for name, variable in codec.named_variables().items():
-            if name in trained:  # the importance map is new after stage 1
+            if name in trained:
                 variable.assign(trained[name])
         return codec
 

@@ -6,6 +6,7 @@ arXiv 1703.10553, Fig. 2 and 3; kernel sizes and widths as in the authors' relea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -99,7 +100,7 @@ def importance_net(features: int, hidden: int, start: float) -> Chain:
 
     start: what it gives at first, about everywhere: training then begins at the rate that is asked for.
     """
-    bias = tf.keras.initializers.Constant(tf.math.log(start / (1 - start)))
+    bias = tf.keras.initializers.Constant(math.log(start / (1 - start)))
     return Chain(
         features,
         lambda: [
