@@ -352,13 +352,16 @@ class CWIC(Codec):
         Raises:
           UserError: weights of stage 1, which keep all bits everywhere.
         """
-        if self.stage == 1:
-            raise UserError("these weights are of stage 1, without an importance map")
+        self._check_importance()
         _, p = self.analyse(self.pad(tf.cast(image[None], tf.float32)))
         levels = self.config.levels
         grey = tf.round(importance.quantise(p, levels) * (255 / (levels - 1)))
         grey = np.repeat(np.repeat(grey[0].numpy().astype(np.uint8), 8, 0), 8, 1)
         return np.repeat(grey[: image.shape[0], : image.shape[1]], 3, -1)
+
+    def _check_importance(self) -> None:
+        if self.stage == 1:
+            raise UserError("these weights are of stage 1, without an importance map")
 
     @classmethod
     def add_compress_flags(cls, parser, rate) -> None:
@@ -373,6 +376,9 @@ class CWIC(Codec):
     def compress_controls(self, args, image: np.ndarray) -> dict:
         """None; says in time what is wrong with --show_importance."""
         if args.show_importance:
+            self._check_importance()
+            if len(pictures.expand_inputs(args.inputs)) > 1:
+                raise UserError("--show_importance is for one input")
             pictures.check_target(args.show_importance, args.force)
         return {}
 
