@@ -86,13 +86,13 @@ PRESETS = {
     "high": Config(levels=32, code_groups=(8, 8, 16, 32, 64)),
     "small": Config(encoder_widths=(64, 128), decoder_widths=(192, 96, 32), hidden=64, context_width=48),
 }
-"""`low` is the paper's network for its four lower rates, `high` that for its highest, `small` a tenth of the work.
+"""`low` is the paper's network for its four lower rates, `high` that for its highest, `small` a fifth of the work.
 
 Where they depart from the paper, besides what the entropy coder is:
 
 * A residual block is ReLU(x + branch), without the release's second ReLU at the end of the branch (see there).
 * The gradient of the bits that the context model measures does not reach the transforms: the paper trains its entropy
-  coder apart. Here both are trained in one run, which gives the same.
+  coder apart. Here both are trained in one run, and share only the clipping of the gradients' norm.
 * The rate loss holds the mean importance of a batch, not of each picture, so that pictures share bits as positions do.
 * The map is trained together with everything else, from weights that were trained without one, as in the paper; it
   starts at the ratio asked for.
