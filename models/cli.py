@@ -96,7 +96,9 @@ def _add_train(commands, model: str, entry: registry.Entry) -> None:
 
     parser = _subcommand(commands, "train", _train, "Trains a model on photographs.")
     entry.codec.add_train_flags(parser)
-    parser.add_argument("--preset", choices=list(entry.presets), default="base", help="Architecture to train.")
+    parser.add_argument(
+        "--preset", choices=list(entry.presets), default=next(iter(entry.presets)), help="Architecture to train."
+    )
     parser.add_argument("--init_weights", metavar="FILE", help="Start from these trained weights.")
     add_train_flags(parser, train_path=f"runs/{model}")
     add_pjrt_flags(parser)

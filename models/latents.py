@@ -29,6 +29,9 @@ LOG_SCALE_MIN = float(np.log(tables.SCALES_MIN))
 LOG_SCALE_STEP = float(np.log(tables.SCALES_MAX / tables.SCALES_MIN) / (tables.NUM_SCALES - 1))
 ROW_GAIN = 1 / LOG_SCALE_STEP
 ROW_BIAS = -LOG_SCALE_MIN / LOG_SCALE_STEP
+#: The same for the rows of bits, which are uniform in the logit.
+LOGIT_GAIN = 1 / tables.LOGIT_STEP
+LOGIT_BIAS = float(tables.NUM_LOGITS // 2)
 
 
 @tf.custom_gradient
@@ -40,6 +43,11 @@ def round_through(x: tf.Tensor):
 def _symbols(x: tf.Tensor) -> tf.Tensor:
     """Rounds float latents to int32 symbols (clipped to +-2^30, whatever a network gives)."""
     return tf.cast(tf.clip_by_value(tf.round(x), -(2.0**30), 2.0**30), tf.int32)
+
+
+def nearest_logit_rows(logits: tf.Tensor) -> tf.Tensor:
+    """The Bernoulli row nearest to each logit: float32 integers, 0 .. NUM_LOGITS - 1."""
+    return tf.clip_by_value(tf.round(LOGIT_GAIN * logits + LOGIT_BIAS), 0.0, tables.NUM_LOGITS - 1.0)
 
 
 def nearest_rows(log_scale: tf.Tensor) -> tf.Tensor:
@@ -88,7 +96,7 @@ class _FloatCoder:
 
     def __init__(self, models: EntropyModels):
         self._models = models
-        self._factorized: dict[str, tf.Tensor] = {}
+        self._counted: dict[str, tf.Tensor] = {}  # of factorised priors and of bits
         self._gaussian: dict[str, list[tuple[tf.Tensor, ...]]] = {}
 
     @property
@@ -97,7 +105,7 @@ class _FloatCoder:
 
         One evaluation for all passes: ELIC has ten, and a density is hundreds of small operations and their gradients.
         """
-        result = dict(self._factorized)
+        result = dict(self._counted)
         for name, passes in self._gaussian.items():
             latent, rows, mean = (tf.concat(parts, 1) for parts in zip(*passes))
             _, result[name] = self._models.latent(latent, rows, loc=mean, training=self.training)
@@ -105,7 +113,7 @@ class _FloatCoder:
 
     def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
         _, bits = self._models.hyper(latent, training=self.training)
-        self._factorized[name] = bits
+        self._counted[name] = bits
         return round_through(latent)
 
     def gaussian(self, name: str, latent: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
@@ -113,6 +121,11 @@ class _FloatCoder:
         rows = ROW_GAIN * log_scale + ROW_BIAS
         self._gaussian.setdefault(name, []).append(tuple(map(_flat, (latent, rows, mean))))
         return round_through(latent - mean) + mean
+
+    def bernoulli(self, name: str, bits: tf.Tensor, logits: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
+        cost = tf.nn.sigmoid_cross_entropy_with_logits(labels=bits, logits=logits) * kept
+        self._counted[name] = self._counted.get(name, 0.0) + tf.reduce_sum(cost, [1, 2, 3]) / np.log(2)
+        return bits * kept
 
 
 class TrainingRate(_FloatCoder):
@@ -157,6 +170,17 @@ class _ExactCoder:
         symbols = None if latent is None else _flat(_symbols(latent - mean))
         symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=True)
         return tf.cast(tf.reshape(symbols, tf.shape(mean)), tf.float32) + mean
+
+    def bernoulli(self, name: str, bits: tf.Tensor | None, logits: Fixed, kept: tf.Tensor) -> tf.Tensor:
+        """Codes those bits, 0 or 1, [B, H, W, C], whose `kept` is 1; the others are 0 and cost nothing.
+
+        logits: what an `EntropyNet` with `Output.ROWS` gives, rows of `tables.bernoulli_rows`, which the bank begins
+          with. kept: float32 0 or 1, [B, H, W, C].
+        """
+        rows = tf.where(kept > 0, logits.value, float(tables.NUM_LOGITS))  # the row that is not coded
+        symbols = None if bits is None else _flat(_symbols(bits * kept))
+        symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=False)
+        return tf.cast(tf.reshape(symbols, tf.shape(rows)), tf.float32)
 
 
 def _flat(x: tf.Tensor) -> tf.Tensor:
@@ -211,8 +235,8 @@ class Recorder(_ExactCoder):
 class Replay:
     """Gives a model the symbols of an earlier run and keeps what it predicts for them.
 
-    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other. With `exact` False those of
-    the float form, for comparison: nothing is coded with them.
+    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other; of a pass of bits zeros and
+    rows. With `exact` False those of the float form, for comparison: nothing is coded with them.
     """
 
     def __init__(self, symbols: Sequence[tf.Tensor], exact: bool = True):
@@ -229,3 +253,8 @@ class Replay:
             rows = nearest_rows(rows)
         self.predictions += [_flat(mean), _flat(rows)]
         return tf.cast(tf.reshape(next(self._symbols), tf.shape(mean)), tf.float32) + mean
+
+    def bernoulli(self, name: str, bits, logits, kept: tf.Tensor) -> tf.Tensor:
+        rows = logits.value if self.exact else nearest_logit_rows(logits)
+        self.predictions += [_flat(tf.zeros_like(rows)), _flat(rows * kept)]
+        return tf.cast(tf.reshape(next(self._symbols), tf.shape(rows)), tf.float32)

@@ -43,6 +43,22 @@ def tiny(tiny_weights):
 
 
 @pytest.fixture(scope="session")
+def tiny_cwic_weights(tmp_path_factory):
+    """The same for CWIC, of stage 2."""
+    path = tmp_path_factory.mktemp("weights") / "tiny_cwic.safetensors"
+    path.write_bytes(gzip.decompress((GOLDEN / "cwic_tiny.safetensors.gz").read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_cwic(tiny_cwic_weights):
+    """The tiny CWIC, ready to code. Do not change it: all tests share it."""
+    from models.codec import load
+
+    return load(tiny_cwic_weights)
+
+
+@pytest.fixture(scope="session")
 def photograph():
     """uint8 [384, 512, 3]."""
     return np.asarray(Image.open(PHOTOGRAPH).convert("RGB"))

@@ -121,6 +121,7 @@ class Output:
 
     FEATURES = "features"  # signed 8-bit features with calibrated scales, for another network
     PARAMETERS = "parameters"  # first half: means in steps of MEAN_STEP; second half: table rows
+    ROWS = "rows"  # table rows alone
 
 
 #: Resolution of the means: 1/16 of a symbol.
@@ -183,8 +184,9 @@ class EntropyNet(tf.keras.layers.Layer):
       channels: of its input.
       convs: the layers, in order.
       output: what the integer form of the last layer gives; see `Output`.
-      output_gain, output_bias: for PARAMETERS: the row index is `gain * x + bias` of the last layer's second half x.
-        (In the float form x is the natural logarithm of the scale; this turns it into a row of the table.)
+      output_gain, output_bias: for PARAMETERS and ROWS: the row index is `gain * x + bias`, x what the last layer (its
+        second half for PARAMETERS) gives. (In the float form x is the natural logarithm of a Gaussian's scale, or the
+        logit of a bit; this turns it into a row of the table.)
       rows: number of table rows; row indexes are clipped to [0, rows).
     """
 
@@ -203,6 +205,8 @@ class EntropyNet(tf.keras.layers.Layer):
         self.convs = tuple(convs)
         self.output_kind = output
         self.output_gain, self.output_bias, self.rows = output_gain, output_bias, rows
+        #: Output channels that are means; those behind them are rows.
+        self._means = self.convs[-1].filters // 2 if output == Output.PARAMETERS else 0
         self.integer_convs: list[_IntegerConv] = []
         self.calibrating = False
         self._loudest: dict[int, np.ndarray] = {}
@@ -247,7 +251,7 @@ class EntropyNet(tf.keras.layers.Layer):
         """Integer form, [B, H, W, C] -> [B, H', W', filters].
 
         With Output.FEATURES, 8-bit features. With Output.PARAMETERS, means (multiples of MEAN_STEP) and table rows
-        (0 .. rows - 1) one after the other along the channels.
+        (0 .. rows - 1) one after the other along the channels; with Output.ROWS, rows alone.
         """
         self.build_integers()
         value, scale, in_limit = x.value, x.scale, 127.0
@@ -261,24 +265,24 @@ class EntropyNet(tf.keras.layers.Layer):
             elif self.output_kind == Output.FEATURES:
                 value = tf.clip_by_value(tf.round(acc * integer.multiplier), -127.0, 127.0)
             else:
-                mean, row = tf.split(tf.round(acc * integer.multiplier), 2, -1)
+                mean, row = tf.split(tf.round(acc * integer.multiplier), [self._means, -1], -1)
                 mean = tf.clip_by_value(mean, -MEAN_LIMIT, MEAN_LIMIT) * MEAN_STEP
                 value = tf.concat([mean, tf.clip_by_value(row, 0.0, self.rows - 1.0)], -1)
-        return Fixed(value, scale)
+        return Fixed(value, scale if self.calibrating else None)
 
     def _calibrate(self, number: int, value: tf.Tensor, scale, in_limit: float, last: bool) -> np.ndarray | None:
         """Derives layer `number` from the activations it is fed; returns the real size of its output steps."""
         integer = self.integer_convs[number]
         kernel, bias = self.kernels[number].numpy(), self.biases[number].numpy().astype(np.float64)
-        parameters = last and self.output_kind == Output.PARAMETERS
+        parameters = last and self.output_kind != Output.FEATURES
         if parameters:
-            half = bias.size // 2
-            gain = np.repeat([1.0, self.output_gain], half).astype(np.float32)
+            sizes = [self._means, bias.size - self._means]
+            gain = np.repeat([1.0, self.output_gain], sizes).astype(np.float32)
             kernel = kernel * gain
-            bias = bias * gain + np.repeat([0.0, self.output_bias], half)
+            bias = bias * gain + np.repeat([0.0, self.output_bias], sizes)
         step = integer.quantise(kernel, bias, np.asarray(scale, np.float64), in_limit)
         if parameters:
-            out_scale = np.repeat([MEAN_STEP, 1.0], half)
+            out_scale = np.repeat([MEAN_STEP, 1.0], sizes)
         else:
             real = integer.accumulate(value).numpy().reshape(-1, bias.size) * step
             # A network that is called several times (anchors, then non-anchors) covers all of them.

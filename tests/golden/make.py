@@ -1,9 +1,11 @@
-"""Makes the golden files of ELIC's stream format: `python tests/golden/make.py`, a few minutes.
+"""Makes the golden files of a model's stream format: `python tests/golden/make.py elic`, a few minutes.
 
     elic_tiny.safetensors.gz  a very small ELIC, trained on crops of the sample photograph for a little while
     elic_tiny.tfci            a crop of the photograph, compressed with it
     elic_tiny.png             what that decodes to
     elic_tiny.json            a fingerprint of the symbols in it
+
+and so for the others.
 
 They are a promise: what was written once can be read for ever. Make them anew only together with a new version of the
 format. The tests also use the weights as their tiny model.
@@ -21,64 +23,98 @@ import numpy as np
 import tensorflow as tf
 from decode import SymbolHash
 
+from models import cwic, elic
 from models.codec import load
-from models.elic import ELIC, Config
 from models.images import encode_image, read_image
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPH = HERE.parent.parent / "res" / "eval" / "kodim23_512x384.png"
 #: Rows and columns of the photograph that the golden stream shows: an odd size, neither a multiple of a stride.
 CROP = (slice(90, 90 + 75), slice(100, 100 + 93))
-CONFIG = Config(
-    widths=(8, 8, 8),
-    groups=(2, 2, 4),
-    hyper_channels=4,
-    hyper_widths=(8, 8),
-    hyper_features=16,
-    context_widths=(8, 8),
-    parameter_width=16,
-)
 
 
-def trained(steps: int) -> ELIC:
-    """The tiny model, trained on the photograph and prepared for coding."""
-    tf.keras.utils.set_random_seed(1)
+def crops(count: int) -> tf.data.Dataset:
+    """Crops of the photograph, uint8 [64, 64, 3]: the same ones every time."""
     picture = tf.constant(read_image(PHOTOGRAPH))
-    crops = tf.data.Dataset.range(8 * steps).map(lambda n: tf.image.stateless_random_crop(picture, [64, 64, 3], [n, n]))
-    codec = ELIC(CONFIG, lmbda=0.1)
-    rate = tf.keras.optimizers.schedules.CosineDecay(4e-3, steps)
+    return tf.data.Dataset.range(count).map(lambda n: tf.image.stateless_random_crop(picture, [64, 64, 3], [n, n]))
+
+
+def fit(codec, steps: int, rate: float) -> None:
+    """Trains a codec whose variables are made, eight crops a step."""
+    schedule = tf.keras.optimizers.schedules.CosineDecay(rate, steps)
+    codec.compile(tf.keras.optimizers.Adam(schedule, global_clipnorm=1.0))
+    codec.fit(crops(8 * steps).batch(8).prefetch(2), verbose=2)
+
+
+def tiny_elic(steps: int) -> elic.ELIC:
+    """A trained ELIC."""
+    config = elic.Config(
+        widths=(8, 8, 8),
+        groups=(2, 2, 4),
+        hyper_channels=4,
+        hyper_widths=(8, 8),
+        hyper_features=16,
+        context_widths=(8, 8),
+        parameter_width=16,
+    )
+    codec = elic.ELIC(config, lmbda=0.1)
     codec.build_variables(training=True)
     # Latents that stand out of the noise from the first step on: there is no time to wait for them.
     names = codec.named_variables()
     for name, factor in (("analysis/layers/13/kernel", 20), ("synthesis/layers/1/kernel", 1 / 20)):
         names[name].assign(factor * names[name])
-    codec.compile(tf.keras.optimizers.Adam(rate, global_clipnorm=1.0))
-    codec.fit(crops.batch(8).prefetch(2), verbose=2)
-    codec.prepare(np.stack(list(crops.take(64).as_numpy_iterator())))
+    fit(codec, steps, 4e-3)
     return codec
+
+
+def tiny_cwic(steps: int) -> cwic.CWIC:
+    """A CWIC that was trained in both stages."""
+    config = cwic.Config(
+        encoder_widths=(16, 24),
+        decoder_widths=(24, 32, 8),
+        hidden=8,
+        levels=8,
+        code_groups=(4, 4, 8),
+        context_width=8,
+        map_context_width=8,
+    )
+    first = cwic.CWIC(config)
+    first.build_variables(training=True)
+    fit(first, steps, 1.5e-3)
+    codec = cwic.CWIC.second_stage(first, ratio=0.4)
+    fit(codec, steps, 1.5e-3)
+    return codec
+
+
+MODELS = {"elic": tiny_elic, "cwic": tiny_cwic}
 
 
 def main() -> None:
     """Makes the files."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("model", choices=list(MODELS))
     parser.add_argument("--keep_weights", action="store_true", help="Only make the stream and its picture.")
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
+    name = f"{args.model}_tiny"
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "elic_tiny.safetensors"
-        packed = HERE / "elic_tiny.safetensors.gz"
+        weights = Path(folder) / f"{name}.safetensors"
+        packed = HERE / f"{name}.safetensors.gz"
         if args.keep_weights:
             weights.write_bytes(gzip.decompress(packed.read_bytes()))
         else:
-            trained(args.steps).save(weights)
+            tf.keras.utils.set_random_seed(1)
+            codec = MODELS[args.model](args.steps)
+            codec.prepare(np.stack(list(crops(64).as_numpy_iterator())))
+            codec.save(weights)
             packed.write_bytes(gzip.compress(weights.read_bytes(), mtime=0))
         codec = load(weights)
     data = codec.compress(read_image(PHOTOGRAPH)[CROP])
-    (HERE / "elic_tiny.tfci").write_bytes(data)
+    (HERE / f"{name}.tfci").write_bytes(data)
     with SymbolHash() as symbols:
         decoded = codec.decompress(data)
-    (HERE / "elic_tiny.png").write_bytes(encode_image(decoded))
-    (HERE / "elic_tiny.json").write_text(json.dumps({"symbols": symbols.hex()}) + "\n")
+    (HERE / f"{name}.png").write_bytes(encode_image(decoded))
+    (HERE / f"{name}.json").write_text(json.dumps({"symbols": symbols.hex()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from transforms.exact import (
     EntropyNet,
     Fixed,
     LatentInput,
+    Output,
     _IntegerConv,
     concat,
     spatially,
@@ -227,6 +228,22 @@ def test_results_are_integers_within_their_range(path):
         np.testing.assert_array_equal(features, np.rint(features))
         assert np.abs(features).max() <= 127
     assert len(np.unique(row)) > 3
+
+
+def test_a_network_of_rows_gives_rows_alone():
+    """Every channel is `gain * x + bias` of the float form, rounded and kept within the table."""
+    tf.keras.utils.set_random_seed(6)
+    net = EntropyNet(7, [Conv(8, 3), Conv(6)], Output.ROWS, output_gain=8.0, output_bias=63.0, rows=127)
+    x = np.rint(30 * random(2, 8, 8, 7)).clip(-127, 127)
+    real = 8 * net(x / 16) + 63
+    calibrate(net, x)
+    rows = net.integers(Fixed(tf.constant(x))).value.numpy()
+    assert rows.shape == (2, 8, 8, 6)
+    np.testing.assert_array_equal(rows, np.rint(rows))
+    assert np.mean(np.abs(rows - np.clip(real, 0, 126))) < 0.75  # a quarter of it is rounding
+    assert np.std(rows) > 3
+    loud = net.integers(Fixed(tf.constant(50 * x))).value.numpy()
+    assert loud.min() == 0 and loud.max() == 126
 
 
 def test_calibration_covers_all_calls_of_a_network():

@@ -139,3 +139,16 @@ def test_an_inconsistent_bank_is_refused(change):
     CdfBank(**good)
     with pytest.raises(ValueError, match="CDF bank"):
         CdfBank(**good | change)
+
+
+def test_rows_for_bits_are_uniform_in_the_logit():
+    """A bit of any probability within the table's reach costs at most 0.0008 more than its entropy."""
+    bank = CdfBank.from_pmfs(tables.bernoulli_rows())
+    assert len(bank) == tables.NUM_LOGITS + 1 and bank.coded[:-1].all() and not bank.coded[-1]
+    assert bank.bits(np.array([tables.NUM_LOGITS, 63, 63]), np.array([0, 0, 1])).tolist() == [0, 1, 1]
+    logits = np.linspace(-7, 7, 1001)
+    rows = np.rint(logits / tables.LOGIT_STEP + tables.NUM_LOGITS // 2).astype(int)
+    p = 1 / (1 + np.exp(-logits))
+    cost = p * bank.bits(rows, np.ones_like(rows)) + (1 - p) * bank.bits(rows, np.zeros_like(rows))
+    entropy = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+    assert np.all(cost - entropy < 8e-4) and np.all(cost - entropy > -1e-9)

@@ -1,0 +1,394 @@
+"""CWIC: content-weighted image compression with an importance map.
+
+Li, Zuo, Gu, Zhao, Zhang: "Learning Convolutional Networks for Content-weighted Image Compression", CVPR 2018,
+https://arxiv.org/abs/1703.10553
+
+    images ──► encoder ──► features ──► code head ──► sigmoid ──► binarise ──► n bits a position
+                               │                                                  │
+                               └──► importance net ──► p ──► level Q(p) ──► mask ─┤ keeps the first n / L · Q(p) bits
+                                                               │                  ▼
+                              file:  levels in bit planes ◄────┘            trimmed codes
+                                         │                                        │
+                                         ▼                                        ▼
+                                     context ──► the kept bits, in channel groups ──► decoder ──► images
+
+Where the picture is busy the map is high and many bits are kept, where it is smooth few are. All is at 1/8 of the
+resolution: n = 64 bits a position, none of them trimmed, are 1 bit per pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+if __name__ == "__main__":  # a command line does not open with TensorFlow's log
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from models import images as pictures
+from models.codec import Codec, load_for_training
+from models.coding import tables
+from models.errors import UserError
+from models.latents import LOGIT_BIAS, LOGIT_GAIN
+from models.registry import register
+from transforms import checkerboard, importance
+from transforms import cwic as transforms
+from transforms.exact import Conv, EntropyNet, Fixed, Output, concat, spatially, zeros
+
+#: The loss counts bits per pixel; a squared error of 1 on the 0..255 scale weighs as much as this many.
+DISTORTION_WEIGHT = 0.01
+
+#: γ: what the mean importance costs above the ratio that is asked for, in the units of the loss. On the scale of the
+#: authors' release (squared error of pixels in -1..1, halved and summed; importance summed) it would be
+#: RATE_WEIGHT / DISTORTION_WEIGHT * 192 / (2 * 127.5²) = 11.8; theirs is 0.03 to 0.3. Here it is to bind, since the
+#: ratio is how a user asks for a rate: it must outweigh what more bits save in distortion.
+RATE_WEIGHT = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of the architecture (paper, section 3 and Fig. 2 and 3; widths as in the authors' release).
+
+    encoder_widths: channels of the encoder at 1/4 and 1/8 of the resolution.
+    decoder_widths: channels of the decoder at 1/8, 1/4 and the full resolution.
+    hidden: inner channels of the residual blocks and of the importance net.
+    levels: L, of the importance map; divides the number of bits of a position.
+    code_groups: bits that are predicted together; their sum is n, the bits of a position. Small ones first, as the
+      mask keeps the first ones: at low rates there are few others.
+    context_width: channels of the networks that predict the bits of the codes.
+    map_context_width: the same for the bits of the importance map.
+    """
+
+    encoder_widths: tuple[int, int] = (128, 256)
+    decoder_widths: tuple[int, int, int] = (512, 256, 32)
+    hidden: int = 128
+    levels: int = 16
+    code_groups: tuple[int, ...] = (4, 4, 8, 16, 32)
+    context_width: int = 96
+    map_context_width: int = 32
+
+    @property
+    def codes(self) -> int:
+        """n, the bits of a position."""
+        return sum(self.code_groups)
+
+    @property
+    def planes(self) -> int:
+        """Bits of a level of the map."""
+        return (self.levels - 1).bit_length()
+
+
+PRESETS = {
+    "low": Config(),
+    "high": Config(levels=32, code_groups=(8, 8, 16, 32, 64)),
+    "small": Config(encoder_widths=(64, 128), decoder_widths=(192, 96, 32), hidden=64, context_width=48),
+}
+"""`low` is the paper's network for its four lower rates, `high` that for its highest, `small` a fifth of the work.
+
+Where they depart from the paper, besides what the entropy coder is:
+
+* A residual block is ReLU(x + branch), without the release's second ReLU at the end of the branch (see there).
+* The gradient of the bits that the context model measures does not reach the transforms: the paper trains its entropy
+  coder apart. Here both are trained in one run, and share only the clipping of the gradients' norm.
+* The rate loss holds the mean importance of a batch, not of each picture, so that pictures share bits as positions do.
+* The map is trained together with everything else, from weights that were trained without one, as in the paper; it
+  starts at the ratio asked for.
+
+The entropy coder: the paper predicts each bit from a 5x5x4 window of decoded bits with a network that runs once a bit,
+in raster order, a hundred thousand times and more for a picture. Here bits are predicted in groups of channels, half of
+the positions at a time: 2 passes a group and 18 in all. A bit sees all channels of the groups before and, in the second
+half, its neighbours on all sides, but never another bit of its own group and half. What that gains over no model, and
+over a fixed probability for each channel, is measured by `eval/cwic_bits.py`. The networks run in integers, so that
+files decode everywhere.
+"""
+
+
+class ContextModel(tf.Module):
+    """Predicts bits in groups of channels; of each group the anchors of the checkerboard, then the others.
+
+    Args:
+      given: channels of what is known beforehand.
+      groups: channels of the groups.
+      width: channels of the networks.
+    """
+
+    def __init__(self, given: int, groups: Sequence[int], width: int, name: str):
+        super().__init__(name=name)
+        self.groups, self.width = tuple(groups), width
+        self.contexts = [
+            EntropyNet(given + sum(groups[:k]), [Conv(width, 5), Conv(width)], name=f"context{k}")
+            for k in range(len(groups))
+        ]
+        self.spatial_contexts = [
+            EntropyNet(g, [Conv(width, masked=True)], name=f"spatial_context{k}") for k, g in enumerate(groups)
+        ]
+        self.logits = [
+            EntropyNet(
+                2 * width,
+                [Conv(width), Conv(g)],
+                output=Output.ROWS,
+                output_gain=LOGIT_GAIN,
+                output_bias=LOGIT_BIAS,
+                rows=tables.NUM_LOGITS,
+                name=f"logits{k}",
+            )
+            for k, g in enumerate(groups)
+        ]
+
+    def transmit(self, coder, name: str, given: tf.Tensor, bits: tf.Tensor | None, kept: tf.Tensor) -> tf.Tensor:
+        """Codes the bits that are kept; see `Codec.transmit`.
+
+        Args:
+          coder: a latent coder.
+          name: of the latent, for the rate.
+          given: float32 [B, H, W, C] of -1, 0 and 1, W even: what is known beforehand.
+          bits: float32 [B, H, W, sum(groups)] of 0 and 1; None when decoding.
+          kept: the same, 1 where a bit is coded; the others are 0.
+
+        Returns:
+          The decoded bits, float32 [B, H, W, sum(groups)].
+        """
+
+        def as_input(values):
+            """-1, 0 and 1 as a network takes them: integers are fixed-point numbers of step 1."""
+            return Fixed(values, np.ones(values.shape[-1])) if coder.exact else values
+
+        known, decoded = [as_input(given)], []
+        kept_groups = tf.split(kept, self.groups, -1)
+        sent = [None] * len(self.groups) if bits is None else tf.split(bits, self.groups, -1)
+        for k, kept_here in enumerate(kept_groups):
+            features = spatially(checkerboard.split, self.contexts[k].run(concat(known)))
+            masks = checkerboard.split(kept_here)
+            halves = (None, None) if sent[k] is None else checkerboard.split(sent[k])
+            silent = zeros(features[0], self.width)
+            anchors = coder.bernoulli(name, halves[0], self.logits[k].run(concat([features[0], silent])), masks[0])
+            spatial = self.spatial_contexts[k].run(as_input((2 * anchors - 1) * masks[0]))
+            others = coder.bernoulli(name, halves[1], self.logits[k].run(concat([features[1], spatial])), masks[1])
+            decoded.append(checkerboard.merge(anchors, others))
+            known.append(as_input((2 * decoded[-1] - 1) * kept_here))
+        return tf.concat(decoded, -1)
+
+
+@register("cwic", model_id=3, config=Config, presets=PRESETS)
+class CWIC(Codec):
+    """CWIC on the zoo's contract; see `Codec`.
+
+    Args:
+      config: the architecture.
+      stage: 1 trains without an importance map, all bits are kept; 2 with it, from weights of stage 1. Weights of both
+        stages compress.
+      ratio: r, for stage 2: the mean importance to aim at, in (0, 1], about the share of the bits that are kept.
+
+    Raises:
+      UserError: L does not divide n, there is no such stage, or the ratio is out of its range.
+    """
+
+    stride = (8, 16)  # codes at 1/8; an even number of columns for the checkerboard
+    metric_names = ("loss", "bpp", "mse", "psnr", "importance")
+
+    def __init__(self, config: Config = PRESETS["low"], stage: int = 1, ratio: float = 1.0):
+        c = config
+        if c.levels < 2 or c.codes % c.levels:
+            raise UserError(f"{c.codes} codes cannot be kept in {c.levels} levels: L must be at least 2 and divide n")
+        if stage not in (1, 2):
+            raise UserError(f"stage {stage}: there are stages 1 and 2")
+        if not 0 < ratio <= 1:
+            raise UserError(f"ratio {ratio:g} is not within (0, 1]")
+        super().__init__(config, lmbda=DISTORTION_WEIGHT)
+        self.stage, self.ratio = stage, ratio
+        features = c.encoder_widths[-1]
+        self.encoder = transforms.encoder(c.encoder_widths, c.hidden)
+        self.code_head = transforms.code_head(features, c.codes)
+        self.synthesis = transforms.decoder(c.codes, c.decoder_widths, c.hidden)
+        self.code_context = ContextModel(c.planes, c.code_groups, c.context_width, name="code_context")
+        if stage == 2:
+            self.importance_net = transforms.importance_net(features, c.hidden, start=min(ratio, 0.99))
+            self.map_context = ContextModel(1, [1] * c.planes, c.map_context_width, name="map_context")
+
+    def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Images [B, H, W, 3], padded -> codes, 0 or 1, [B, H / 8, W / 8, n], and the importance p in 0..1,
+        [B, H / 8, W / 8, 1] (None in stage 1); float32, both with gradients."""
+        features = self.encoder(self.normalise(images))
+        codes = importance.binarise(self.code_head(features))
+        return codes, self.importance_net(features) if self.stage == 2 else None
+
+    def transmit(self, coder, images=None, shape=None):
+        """Walks the importance map and the codes in coding order; see `Codec.transmit`. Returns the trimmed codes."""
+        codes = p = None
+        if images is not None:
+            codes, p = self.analyse(images)
+            shape = tf.shape(images)[:3]
+        return self._transmit(coder, codes, p, shape)
+
+    def _transmit(self, coder, codes, p, shape) -> tf.Tensor:
+        """Of what `analyse` gives, or of nothing when decoding; shape: (B, H, W) of the padded images."""
+        c = self.config
+        level, planes = self._transmit_map(coder, p, [shape[0], shape[1] // 8, shape[2] // 8])
+        mask = importance.mask(level, c.codes, c.levels, p)
+        trimmed = None if codes is None else codes * mask
+        # The context model is to predict the codes, not to change them.
+        sent = None if codes is None else tf.stop_gradient(codes)
+        decoded = self.code_context.transmit(coder, "codes", 2 * planes - 1, sent, tf.stop_gradient(mask))
+        # In training: the values that were decoded, with the gradients of those that were sent.
+        return decoded if trimmed is None else decoded + (trimmed - tf.stop_gradient(trimmed))
+
+    def _transmit_map(self, coder, p, shape) -> tuple[tf.Tensor, tf.Tensor]:
+        """The level of each position, [B, H, W, 1], and its bit planes, [B, H, W, planes]. shape: (B, H, W)."""
+        c = self.config
+        ones = tf.ones([*shape, 1])
+        if self.stage == 1:  # all bits are kept, and nothing needs to be said
+            return c.levels * ones, tf.repeat(ones, c.planes, -1)
+        sent = None if p is None else importance.bit_planes(importance.quantise(p, c.levels), c.planes)
+        # The first pass of the map knows nothing but where the picture ends.
+        planes = self.map_context.transmit(coder, "map", ones, sent, tf.repeat(ones, c.planes, -1))
+        return importance.from_bit_planes(planes), planes
+
+    def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
+        return self.denormalise(self.synthesis(latents))
+
+    def make_entropy_models(self) -> None:
+        """None: networks predict the probability of each bit."""
+
+    def table_rows(self) -> list[tables.Row]:
+        """The rows of the CDF bank."""
+        return tables.bernoulli_rows()
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
+        """Distortion and the rate loss γ · max(0, mean p - r) train the transforms, bits the context model.
+
+        Section 3.4; see `DISTORTION_WEIGHT` and `RATE_WEIGHT` for the units. "importance" is the mean of p.
+        """
+        images = tf.cast(images, tf.float32)
+        padded = self.pad(images)
+        coder = self._rate_coder(training)
+        codes, p = self.analyse(padded)
+        reconstruction = self.reconstruct(self._transmit(coder, codes, p, tf.shape(padded)[:3]))
+        reconstruction = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
+        figures = self.rate_and_distortion(images, reconstruction, coder.bits, training)
+        figures = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
+        figures["importance"] = tf.constant(1.0) if p is None else tf.reduce_mean(p)
+        rate = RATE_WEIGHT * tf.maximum(figures["importance"] - self.ratio, 0.0)
+        figures["loss"] = DISTORTION_WEIGHT * figures["mse"] + rate + figures["bpp"]
+        return {name: figures[name] for name in self.metric_names}
+
+    def settings(self) -> dict[str, str]:
+        """Stage and ratio, which its weights file tells."""
+        return {"stage": str(self.stage), "ratio": str(self.ratio)}
+
+    @classmethod
+    def from_settings(cls, config, settings) -> CWIC:
+        """Inverse of `settings`."""
+        return cls(config, int(settings.get("stage", "")), float(settings.get("ratio", "")))
+
+    @classmethod
+    def add_train_flags(cls, parser) -> None:
+        """--stage and --ratio."""
+        parser.add_argument(
+            "--stage",
+            type=int,
+            choices=(1, 2),
+            default=1,
+            help="1 trains without the importance map, all bits are kept; 2 adds the map to weights of stage 1 "
+            "(--init_weights), and goes on at the rate that --ratio sets.",
+        )
+        parser.add_argument(
+            "--ratio",
+            type=float,
+            metavar="R",
+            help="For stage 2: the mean of the importance map to aim at, above 0 and at most 1: about the share of the "
+            "bits that are kept.",
+        )
+
+    @classmethod
+    def check_train_flags(cls, args) -> None:
+        """UserError if a stage lacks what it needs, or the ratio is out of its range."""
+        if args.stage == 1 and args.ratio is not None:
+            raise UserError("--ratio: stage 1 keeps all bits; the ratio is that of --stage 2")
+        if args.stage == 2 and not args.init_weights:
+            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
+        if args.stage == 2 and args.ratio is None:
+            raise UserError("--stage 2 needs a --ratio, above 0 and at most 1")
+        if args.stage == 2 and not 0 < args.ratio <= 1:
+            raise UserError(f"--ratio {args.ratio:g}: must be above 0 and at most 1")
+
+    @classmethod
+    def for_training(cls, args) -> CWIC:
+        """A new codec, one of the weights file's stage that goes on, or one of stage 2 that begins with stage 1's."""
+        if not args.init_weights:
+            return cls(cls.entry.presets[args.preset])
+        before = load_for_training(args.init_weights)
+        if not isinstance(before, cls):
+            raise UserError(f"{args.init_weights}: weights of {before.entry.name}, not of {cls.entry.name}")
+        if args.stage == 1:
+            if before.stage == 2:
+                raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")
+            return before
+        return cls.second_stage(before, args.ratio)
+
+    @classmethod
+    def second_stage(cls, before: CWIC, ratio: float) -> CWIC:
+        """A codec of stage 2, to be trained, with the weights of one of stage 1 or 2 that has its training variables.
+
+        After stage 1 the importance net is new, and so is the context model of the map.
+        """
+        codec = cls(before.config, stage=2, ratio=ratio)
+        codec.build_variables(training=True)
+        trained = before.named_variables()
+        for name, variable in codec.named_variables().items():
+            if name in trained:
+                variable.assign(trained[name])
+        return codec
+
+    # ---- the importance map as a picture --------------------------------------------------------------------------
+
+    def importance_picture(self, image: np.ndarray) -> np.ndarray:
+        """Where the bits go: a picture, uint8 [H, W, 3], as grey levels [H, W, 3], white where all bits are kept.
+
+        Raises:
+          UserError: weights of stage 1, which keep all bits everywhere.
+        """
+        self._check_importance()
+        _, p = self.analyse(self.pad(tf.cast(image[None], tf.float32)))
+        levels = self.config.levels
+        grey = tf.round(importance.quantise(p, levels) * (255 / (levels - 1)))
+        grey = np.repeat(np.repeat(grey[0].numpy().astype(np.uint8), 8, 0), 8, 1)
+        return np.repeat(grey[: image.shape[0], : image.shape[1]], 3, -1)
+
+    def _check_importance(self) -> None:
+        if self.stage == 1:
+            raise UserError("these weights are of stage 1, without an importance map")
+
+    @classmethod
+    def add_compress_flags(cls, parser, rate) -> None:
+        """--show_importance."""
+        parser.add_argument(
+            "--show_importance",
+            metavar="PICTURE",
+            help="Also write the importance map as a grey picture of the input's size, bright where many bits go; for "
+            "one input.",
+        )
+
+    def compress_controls(self, args, image: np.ndarray) -> dict:
+        """None; says in time what is wrong with --show_importance."""
+        if args.show_importance:
+            self._check_importance()
+            if len(pictures.expand_inputs(args.inputs)) > 1:
+                raise UserError("--show_importance is for one input")
+            pictures.check_target(args.show_importance, args.force)
+        return {}
+
+    def after_compress(self, args, image: np.ndarray, data: bytes) -> None:
+        """Writes the picture of --show_importance."""
+        if args.show_importance:
+            pictures.write_image(args.show_importance, self.importance_picture(image), args.force)
+
+
+if __name__ == "__main__":
+    from models.cli import main
+
+    main("cwic")
