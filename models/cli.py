@@ -77,7 +77,8 @@ def _subcommand(commands, name: str, run: Callable, help: str) -> argparse.Argum
 def _add_weights_flags(parser, entry: registry.Entry) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--weights", metavar="FILE", help="Weights file (.safetensors); by default weights that ship.")
-    which.add_argument("--preset", choices=list(entry.presets), help="Which of the weights that ship to use.")
+    names = dict.fromkeys([*entry.presets, *(path.stem for path in weights.shipped(entry.name))])
+    which.add_argument("--preset", choices=list(names), help="Which of the weights that ship to use.")
 
 
 def _add_output_flags(parser, result: str, suffix: str) -> None:
@@ -190,14 +191,18 @@ def _add_export(commands, entry: registry.Entry) -> None:
 
 
 def _weights_path(model: str, args: argparse.Namespace) -> Path:
-    """The weights that the user asked for, or the first that ship, in the order of the presets."""
+    """The weights that the user asked for, or the first that ship, in the order of the presets.
+
+    Files are called PRESET or, where a preset has several, PRESET-something.
+    """
     if args.weights:
         return Path(args.weights)
     presets = [args.preset] if args.preset else list(registry.get(model).presets)
-    shipped = {path.stem: path for path in weights.shipped(model)}
+    shipped = weights.shipped(model)
     for preset in presets:
-        if preset in shipped:
-            return shipped[preset]
+        for path in shipped:
+            if path.stem == preset or path.stem.startswith(f"{preset}-"):
+                return path
     raise UserError(f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some")
 
 

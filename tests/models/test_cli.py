@@ -325,6 +325,19 @@ def test_weights_that_ship_are_found(run, crop, monkeypatch, tmp_path, tiny_weig
     assert run("compress", "a.png", "--preset", "base", "-f") == 1
 
 
+def test_a_preset_may_ship_with_several_weights(run, crop, monkeypatch, tmp_path, tiny_weights):
+    shipped = tmp_path / "shipped" / "elic"
+    shipped.mkdir(parents=True)
+    monkeypatch.setattr("models.weights.SHIPPED", shipped.parent)
+    for name in ("small-b", "small-a", "smaller"):
+        shutil.copy(tiny_weights, shipped / f"{name}.safetensors")
+    save("a.png", crop(8, 8))
+    for chosen in ((), ("--preset", "small"), ("--preset", "small-b")):
+        assert run("evaluate", "a.png", "--json", "a.json", "-f", *chosen) == 0
+        expected = "small-b" if chosen[1:] == ("small-b",) else "small-a"
+        assert json.loads(Path("a.json").read_text())["weights"] == f"{expected}.safetensors"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
