@@ -1,0 +1,299 @@
+"""The transforms of SFT: convolutions and GDN, modulated at every position by a condition.
+
+Song, Choi, Han: "Variable-Rate Deep Image Compression through Spatially-Adaptive Feature Transform", ICCV 2021,
+arXiv 2108.09551, section 3 and the appendix. A transform comes with a condition network, which turns what steers the
+transform (its *guide*: the quality map, or what the decoder recovers of it) into one condition for each resolution:
+
+            guide ──┬──► condition network ──► condition 0 ──► condition 1 ──► condition 2 ...
+                    │                             │                │               │
+        x ──────────┴─► conv, GDN ──────────────► SFT ─► conv, GDN ► SFT ─► conv ─► SFT ... ──►
+
+Convolutions pad with zeros where the paper reflects: a latent of a single row has nothing to reflect, and pictures may
+have any size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from transforms.chain import Chain
+from transforms.resample import Downsample, Upsample
+
+Layer = tf.keras.layers.Layer
+Conv2D = tf.keras.layers.Conv2D
+
+
+@dataclasses.dataclass(frozen=True)
+class Modulation:
+    """The sizes of what carries a condition.
+
+    features: channels of a condition, at every resolution.
+    hidden: channels between a condition and the factors and offsets made of it.
+    kernel_size: of the convolutions within an SFT layer.
+    """
+
+    features: int
+    hidden: int
+    kernel_size: int
+
+
+class SFT(Layer):
+    """Spatial feature transform: x * (1 + gamma) + beta, both convolved from the condition (paper, Fig. 3).
+
+    ([B, H, W, C], condition [B, H, W, features]) -> [B, H, W, C].
+
+    Args:
+      sizes: of the condition and the layers within.
+      scale: which of a transform's conditions this layer takes; 0 is that of its input's resolution.
+    """
+
+    def __init__(self, sizes: Modulation, scale: int, name: str | None = None):
+        super().__init__(name=name)
+        self.sizes = sizes
+        self.scale = scale
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        size = self.sizes.kernel_size
+        # Near the identity at first: a stack of a dozen random modulations is a long way from a codec.
+        small = tf.keras.initializers.VarianceScaling(0.1)
+        self.hidden = Conv2D(self.sizes.hidden, size, padding="same", activation="relu", name="hidden")
+        self.gamma_beta = Conv2D(2 * channels, size, padding="same", kernel_initializer=small, name="gamma_beta")
+        self.hidden.build([None, None, None, self.sizes.features])
+        self.gamma_beta.build([None, None, None, self.sizes.hidden])
+        super().build(input_shape)
+
+    def call(self, x, condition):
+        gamma, beta = tf.split(self.gamma_beta(self.hidden(condition)), 2, -1)
+        return x * (1 + gamma) + beta
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class SFTResidualBlock(Layer):
+    """x + conv(lrelu(SFT(conv(lrelu(SFT(x)))))), 3x3 convolutions (paper, Fig. 3). Arguments as of `SFT`."""
+
+    def __init__(self, sizes: Modulation, scale: int, name: str | None = None):
+        super().__init__(name=name)
+        self.sft1 = SFT(sizes, scale, name="sft1")
+        self.sft2 = SFT(sizes, scale, name="sft2")
+        self.scale = scale
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.conv1 = Conv2D(channels, 3, padding="same", name="conv1")
+        self.conv2 = Conv2D(channels, 3, padding="same", name="conv2")
+        for layer in (self.sft1, self.conv1, self.sft2, self.conv2):
+            layer.build(input_shape)
+        super().build(input_shape)
+
+    def call(self, x, condition):
+        y = self.conv1(tf.nn.leaky_relu(self.sft1(x, condition), 0.2))
+        return x + self.conv2(tf.nn.leaky_relu(self.sft2(y, condition), 0.2))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class ConditionNet(Layer):
+    """Conditions [B, H, W, features], then at half (with `up` at twice) the resolution of the one before, and so on.
+
+    [B, H, W, channels] -> list of `steps` + 1 tensors.
+
+    Args:
+      channels: of the input.
+      widths: channels of the convolutions before the first condition.
+      features: channels of a condition.
+      steps: how often the resolution changes.
+      up: whether it rises.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], features: int, steps: int, up: bool = False, name=None):
+        super().__init__(name=name)
+        resample = Upsample if up else Downsample
+
+        def first() -> list[Layer]:
+            convs = [Conv2D(w, 3, padding="same", activation=_lrelu, name=f"conv{n}") for n, w in enumerate(widths)]
+            return [*convs, Conv2D(features, 3, padding="same", name="features")]
+
+        def step() -> list[Layer]:
+            return [resample(features, 3, activation=_lrelu, name="resample"), Conv2D(features, 1, name="features")]
+
+        self.stages = [Chain(channels, first, name="stage0")]
+        self.stages += [Chain(features, step, name=f"stage{n + 1}") for n in range(steps)]
+
+    def build(self, input_shape=None):
+        for stage in self.stages:
+            stage.build()
+        super().build(input_shape)
+
+    def call(self, x):
+        conditions = []
+        for stage in self.stages:
+            x = stage(x)
+            conditions.append(x)
+        return conditions
+
+
+def _lrelu(x: tf.Tensor) -> tf.Tensor:
+    return tf.nn.leaky_relu(x, 0.1)
+
+
+class Conditioned(Chain):
+    """A chain of layers among which are SFT layers, and the condition network that feeds those.
+
+    (x [B, H, W, channels], guide [B, H, W, G]) -> what the last layer gives. The condition network sees guide and x.
+
+    Args:
+      channels: of x.
+      make_layers: returns the layers.
+      make_condition: returns the condition network.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        make_layers: Callable[[], Sequence[Layer]],
+        make_condition: Callable[[], ConditionNet],
+        name: str | None = None,
+    ):
+        def make_all() -> Sequence[Layer]:
+            self.condition = make_condition()
+            self.condition.build()
+            return make_layers()
+
+        super().__init__(channels, make_all, name=name)
+
+    def call(self, x, guide):
+        conditions = self.condition(tf.concat([tf.cast(guide, x.dtype), x], -1))
+        for layer in self.layers:
+            x = layer(x, conditions[layer.scale]) if isinstance(layer, (SFT, SFTResidualBlock)) else layer(x)
+        return x
+
+
+def _gdn(inverse: bool = False, name: str | None = None) -> Layer:
+    """GDN in the form without squares and roots (Johnston et al. 2019): x / (beta + gamma |x|), or times it."""
+    import tensorflow_compression as tfc  # seconds of import that other models need not wait for
+
+    return tfc.GDN(inverse=inverse, alpha_parameter=1, epsilon_parameter=1, name=name)
+
+
+def analysis(widths: Sequence[int], latents: int, sizes: Modulation, condition_widths: Sequence[int]) -> Conditioned:
+    """g_a: (images [B, H, W, 3], quality map [B, H, W, 1]) -> y [B, H / 16, W / 16, latents].
+
+    widths: channels at full, 1/2, 1/4 and 1/8 of the resolution.
+    """
+    n0, n1, n2, n3 = widths
+    return Conditioned(
+        3,
+        lambda: [
+            Conv2D(n0, 5, padding="same", name="conv0"),
+            _gdn(name="gdn0"),
+            SFT(sizes, 0, name="sft0"),
+            Downsample(n1, name="down1"),
+            _gdn(name="gdn1"),
+            SFT(sizes, 1, name="sft1"),
+            Downsample(n2, name="down2"),
+            _gdn(name="gdn2"),
+            SFT(sizes, 2, name="sft2"),
+            Downsample(n3, name="down3"),
+            _gdn(name="gdn3"),
+            SFT(sizes, 3, name="sft3"),
+            Downsample(latents, name="down4"),
+            SFTResidualBlock(sizes, 4, name="residual4a"),
+            SFTResidualBlock(sizes, 4, name="residual4b"),
+        ],
+        lambda: ConditionNet(4, condition_widths, sizes.features, 4, name="condition"),
+        name="analysis",
+    )
+
+
+def hyper_analysis(latents: int, channels: int, sizes: Modulation, condition_widths: Sequence[int]) -> Conditioned:
+    """h_a: (y [B, H, W, latents], quality map [B, H, W, 1]) -> z [B, H / 4, W / 4, channels], H and W multiples of 4."""
+    return Conditioned(
+        latents,
+        lambda: [
+            Conv2D(channels, 3, padding="same", name="conv0"),
+            SFT(sizes, 0, name="sft0"),
+            tf.keras.layers.LeakyReLU(0.2, name="lrelu0"),
+            Downsample(channels, name="down1"),
+            SFT(sizes, 1, name="sft1"),
+            tf.keras.layers.LeakyReLU(0.2, name="lrelu1"),
+            Downsample(channels, name="down2"),
+            SFTResidualBlock(sizes, 2, name="residual2a"),
+            SFTResidualBlock(sizes, 2, name="residual2b"),
+        ],
+        lambda: ConditionNet(latents + 1, condition_widths, sizes.features, 2, name="condition"),
+        name="hyper_analysis",
+    )
+
+
+class Synthesis(Conditioned):
+    """g_s: (y_hat [B, H, W, latents], z_hat [B, ceil(H / 4), ceil(W / 4), channels]) -> images [B, 16 H, 16 W, 3].
+
+    The decoder has no quality map: what guides the synthesis is recovered from the hyper-latent by `f_c` (paper,
+    section 3.3).
+
+    Args:
+      widths: channels at full, 1/2, 1/4 and 1/8 of the resolution, as of the analysis.
+      latents, channels: of y_hat and z_hat.
+      recovered: channels of what f_c recovers.
+      sizes: of the conditions.
+      condition_widths: of the condition network.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        latents: int,
+        channels: int,
+        recovered: int,
+        sizes: Modulation,
+        condition_widths: Sequence[int],
+        name: str = "synthesis",
+    ):
+        n0, n1, n2, n3 = widths
+
+        def make_condition() -> ConditionNet:
+            self.f_c = Chain(
+                channels,
+                lambda: [
+                    Upsample(2 * recovered, 3, activation=_lrelu, name="up6"),
+                    Upsample(recovered, 5, activation=_lrelu, name="up5"),
+                    Conv2D(recovered, 3, padding="same", name="conv4"),
+                ],
+                name="f_c",
+            )
+            self.f_c.build()
+            return ConditionNet(latents + recovered, condition_widths, sizes.features, 4, up=True, name="condition")
+
+        super().__init__(
+            latents,
+            lambda: [
+                SFTResidualBlock(sizes, 0, name="residual4a"),
+                SFTResidualBlock(sizes, 0, name="residual4b"),
+                Upsample(n3, name="up4"),
+                _gdn(inverse=True, name="igdn3"),
+                SFT(sizes, 1, name="sft3"),
+                Upsample(n2, name="up3"),
+                _gdn(inverse=True, name="igdn2"),
+                SFT(sizes, 2, name="sft2"),
+                Upsample(n1, name="up2"),
+                _gdn(inverse=True, name="igdn1"),
+                SFT(sizes, 3, name="sft1"),
+                Upsample(n0, name="up1"),
+                _gdn(inverse=True, name="igdn0"),
+                SFT(sizes, 4, name="sft0"),
+                Conv2D(3, 5, padding="same", dtype="float32", name="conv0"),
+            ],
+            make_condition,
+            name=name,
+        )
+
+    def call(self, y_hat, z_hat):
+        guide = self.f_c(z_hat)[:, : tf.shape(y_hat)[1], : tf.shape(y_hat)[2]]
+        return super().call(y_hat, guide)
