@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from transforms.chain import Chain
+from transforms.gdn import GDN
 from transforms.resample import Downsample, Upsample
 
 Layer = tf.keras.layers.Layer
@@ -43,25 +44,25 @@ class Modulation:
 class SFT(Layer):
     """Spatial feature transform: x * (1 + gamma) + beta, both convolved from the condition (paper, Fig. 3).
 
-    ([B, H, W, C], condition [B, H, W, features]) -> [B, H, W, C].
+    ([B, H, W, channels], condition [B, H, W, features]) -> [B, H, W, channels].
 
     Args:
+      channels: of the input.
       sizes: of the condition and the layers within.
       scale: which of a transform's conditions this layer takes; 0 is that of its input's resolution.
     """
 
-    def __init__(self, sizes: Modulation, scale: int, name: str | None = None):
+    def __init__(self, channels: int, sizes: Modulation, scale: int, name: str | None = None):
         super().__init__(name=name)
         self.sizes = sizes
         self.scale = scale
-
-    def build(self, input_shape):
-        channels = input_shape[-1]
-        size = self.sizes.kernel_size
+        size = sizes.kernel_size
+        self.hidden = Conv2D(sizes.hidden, size, padding="same", activation="relu", name="hidden")
         # Near the identity at first: a stack of a dozen random modulations is a long way from a codec.
         small = tf.keras.initializers.VarianceScaling(0.1)
-        self.hidden = Conv2D(self.sizes.hidden, size, padding="same", activation="relu", name="hidden")
         self.gamma_beta = Conv2D(2 * channels, size, padding="same", kernel_initializer=small, name="gamma_beta")
+
+    def build(self, input_shape):
         self.hidden.build([None, None, None, self.sizes.features])
         self.gamma_beta.build([None, None, None, self.sizes.hidden])
         super().build(input_shape)
@@ -77,16 +78,15 @@ class SFT(Layer):
 class SFTResidualBlock(Layer):
     """x + conv(lrelu(SFT(conv(lrelu(SFT(x)))))), 3x3 convolutions (paper, Fig. 3). Arguments as of `SFT`."""
 
-    def __init__(self, sizes: Modulation, scale: int, name: str | None = None):
+    def __init__(self, channels: int, sizes: Modulation, scale: int, name: str | None = None):
         super().__init__(name=name)
-        self.sft1 = SFT(sizes, scale, name="sft1")
-        self.sft2 = SFT(sizes, scale, name="sft2")
         self.scale = scale
+        self.sft1 = SFT(channels, sizes, scale, name="sft1")
+        self.conv1 = Conv2D(channels, 3, padding="same", name="conv1")
+        self.sft2 = SFT(channels, sizes, scale, name="sft2")
+        self.conv2 = Conv2D(channels, 3, padding="same", name="conv2")
 
     def build(self, input_shape):
-        channels = input_shape[-1]
-        self.conv1 = Conv2D(channels, 3, padding="same", name="conv1")
-        self.conv2 = Conv2D(channels, 3, padding="same", name="conv2")
         for layer in (self.sft1, self.conv1, self.sft2, self.conv2):
             layer.build(input_shape)
         super().build(input_shape)
@@ -175,13 +175,6 @@ class Conditioned(Chain):
         return x
 
 
-def _gdn(inverse: bool = False, name: str | None = None) -> Layer:
-    """GDN in the form without squares and roots (Johnston et al. 2019): x / (beta + gamma |x|), or times it."""
-    import tensorflow_compression as tfc  # seconds of import that other models need not wait for
-
-    return tfc.GDN(inverse=inverse, alpha_parameter=1, epsilon_parameter=1, name=name)
-
-
 def analysis(widths: Sequence[int], latents: int, sizes: Modulation, condition_widths: Sequence[int]) -> Conditioned:
     """g_a: (images [B, H, W, 3], quality map [B, H, W, 1]) -> y [B, H / 16, W / 16, latents].
 
@@ -192,20 +185,20 @@ def analysis(widths: Sequence[int], latents: int, sizes: Modulation, condition_w
         3,
         lambda: [
             Conv2D(n0, 5, padding="same", name="conv0"),
-            _gdn(name="gdn0"),
-            SFT(sizes, 0, name="sft0"),
+            GDN(name="gdn0"),
+            SFT(n0, sizes, 0, name="sft0"),
             Downsample(n1, name="down1"),
-            _gdn(name="gdn1"),
-            SFT(sizes, 1, name="sft1"),
+            GDN(name="gdn1"),
+            SFT(n1, sizes, 1, name="sft1"),
             Downsample(n2, name="down2"),
-            _gdn(name="gdn2"),
-            SFT(sizes, 2, name="sft2"),
+            GDN(name="gdn2"),
+            SFT(n2, sizes, 2, name="sft2"),
             Downsample(n3, name="down3"),
-            _gdn(name="gdn3"),
-            SFT(sizes, 3, name="sft3"),
+            GDN(name="gdn3"),
+            SFT(n3, sizes, 3, name="sft3"),
             Downsample(latents, name="down4"),
-            SFTResidualBlock(sizes, 4, name="residual4a"),
-            SFTResidualBlock(sizes, 4, name="residual4b"),
+            SFTResidualBlock(latents, sizes, 4, name="residual4a"),
+            SFTResidualBlock(latents, sizes, 4, name="residual4b"),
         ],
         lambda: ConditionNet(4, condition_widths, sizes.features, 4, name="condition"),
         name="analysis",
@@ -213,19 +206,19 @@ def analysis(widths: Sequence[int], latents: int, sizes: Modulation, condition_w
 
 
 def hyper_analysis(latents: int, channels: int, sizes: Modulation, condition_widths: Sequence[int]) -> Conditioned:
-    """h_a: (y [B, H, W, latents], quality map [B, H, W, 1]) -> z [B, H / 4, W / 4, channels], H and W multiples of 4."""
+    """h_a: (y [B, H, W, latents], quality map [B, H, W, 1]) -> z [B, H / 4, W / 4, channels], H, W multiples of 4."""
     return Conditioned(
         latents,
         lambda: [
             Conv2D(channels, 3, padding="same", name="conv0"),
-            SFT(sizes, 0, name="sft0"),
+            SFT(channels, sizes, 0, name="sft0"),
             tf.keras.layers.LeakyReLU(0.2, name="lrelu0"),
             Downsample(channels, name="down1"),
-            SFT(sizes, 1, name="sft1"),
+            SFT(channels, sizes, 1, name="sft1"),
             tf.keras.layers.LeakyReLU(0.2, name="lrelu1"),
             Downsample(channels, name="down2"),
-            SFTResidualBlock(sizes, 2, name="residual2a"),
-            SFTResidualBlock(sizes, 2, name="residual2b"),
+            SFTResidualBlock(channels, sizes, 2, name="residual2a"),
+            SFTResidualBlock(channels, sizes, 2, name="residual2b"),
         ],
         lambda: ConditionNet(latents + 1, condition_widths, sizes.features, 2, name="condition"),
         name="hyper_analysis",
@@ -274,20 +267,20 @@ class Synthesis(Conditioned):
         super().__init__(
             latents,
             lambda: [
-                SFTResidualBlock(sizes, 0, name="residual4a"),
-                SFTResidualBlock(sizes, 0, name="residual4b"),
+                SFTResidualBlock(latents, sizes, 0, name="residual4a"),
+                SFTResidualBlock(latents, sizes, 0, name="residual4b"),
                 Upsample(n3, name="up4"),
-                _gdn(inverse=True, name="igdn3"),
-                SFT(sizes, 1, name="sft3"),
+                GDN(inverse=True, name="igdn3"),
+                SFT(n3, sizes, 1, name="sft3"),
                 Upsample(n2, name="up3"),
-                _gdn(inverse=True, name="igdn2"),
-                SFT(sizes, 2, name="sft2"),
+                GDN(inverse=True, name="igdn2"),
+                SFT(n2, sizes, 2, name="sft2"),
                 Upsample(n1, name="up2"),
-                _gdn(inverse=True, name="igdn1"),
-                SFT(sizes, 3, name="sft1"),
+                GDN(inverse=True, name="igdn1"),
+                SFT(n1, sizes, 3, name="sft1"),
                 Upsample(n0, name="up1"),
-                _gdn(inverse=True, name="igdn0"),
-                SFT(sizes, 4, name="sft0"),
+                GDN(inverse=True, name="igdn0"),
+                SFT(n0, sizes, 4, name="sft0"),
                 Conv2D(3, 5, padding="same", dtype="float32", name="conv0"),
             ],
             make_condition,
