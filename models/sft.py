@@ -44,6 +44,9 @@ from transforms.resample import pad_to_multiple
 
 logger = logging.getLogger(__name__)
 
+#: Latents are so many times what the transforms compute in, which keeps numbers near 1: rounding and its noise do not
+#: drown them from the first step of a training on. (Kernels could do the same, and take thousands of steps to.)
+LATENT_SCALE = 16.0
 #: Uniform qualities that a search for a file size tells apart: steps of λ of 1.7 %.
 QUALITIES = np.linspace(0, 1, 257)
 
@@ -144,7 +147,7 @@ class SFT(Codec):
             shape = tf.shape(images)[:3]
             coarse_map = tf.nn.avg_pool2d(quality_map, 16, 16, "VALID")
             z = self.hyper_analysis(pad_to_multiple(y, 4), pad_to_multiple(coarse_map, 4))
-            z = tf.cast(z, tf.float32)
+            y, z = LATENT_SCALE * y, LATENT_SCALE * tf.cast(z, tf.float32)
         rows, columns = shape[1] // 16, shape[2] // 16
         z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.hyper_channels]
         z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
@@ -153,7 +156,8 @@ class SFT(Codec):
         return y_hat, z_hat
 
     def reconstruct(self, latents: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        return self.denormalise(self.synthesis(*latents))
+        y_hat, z_hat = latents
+        return self.denormalise(self.synthesis(y_hat / LATENT_SCALE, z_hat / LATENT_SCALE))
 
     # ---- training ---------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,37 @@ from transforms.gdn import GDN
 from transforms.resample import Downsample, Upsample
 
 Layer = tf.keras.layers.Layer
-Conv2D = tf.keras.layers.Conv2D
+
+
+def _variance(gain: float, up: bool = False) -> tf.keras.initializers.Initializer:
+    """Kernels that multiply the variance by `gain`. With Keras' default a condition that is upsampled four times is
+    down to a hundredth, and the layers it should steer are not steered for thousands of steps.
+
+    up: for transposed convolutions of stride 2, of whose taps each output sees a quarter. (Keras calls their inputs
+      fan_out.)
+    """
+    if up:
+        return tf.keras.initializers.VarianceScaling(4 * gain, "fan_out")
+    return tf.keras.initializers.VarianceScaling(gain)
+
+
+def _conv(filters: int, size: int, activation=None, gain: float = 1.0, **kwargs) -> Layer:
+    kernel = _variance(gain * (2 if activation else 1))
+    return tf.keras.layers.Conv2D(
+        filters, size, padding="same", activation=activation, kernel_initializer=kernel, **kwargs
+    )
+
+
+def _down(filters: int, size: int = 5, activation=None, **kwargs) -> Layer:
+    return Downsample(
+        filters, size, activation=activation, kernel_initializer=_variance(2 if activation else 1), **kwargs
+    )
+
+
+def _up(filters: int, size: int = 5, activation=None, **kwargs) -> Layer:
+    return Upsample(
+        filters, size, activation=activation, kernel_initializer=_variance(2 if activation else 1, up=True), **kwargs
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +87,9 @@ class SFT(Layer):
         self.sizes = sizes
         self.scale = scale
         size = sizes.kernel_size
-        self.hidden = Conv2D(sizes.hidden, size, padding="same", activation="relu", name="hidden")
+        self.hidden = _conv(sizes.hidden, size, "relu", name="hidden")
         # Near the identity at first: a stack of a dozen random modulations is a long way from a codec.
-        small = tf.keras.initializers.VarianceScaling(0.1)
-        self.gamma_beta = Conv2D(2 * channels, size, padding="same", kernel_initializer=small, name="gamma_beta")
+        self.gamma_beta = _conv(2 * channels, size, gain=0.1, name="gamma_beta")
 
     def build(self, input_shape):
         self.hidden.build([None, None, None, self.sizes.features])
@@ -82,9 +111,9 @@ class SFTResidualBlock(Layer):
         super().__init__(name=name)
         self.scale = scale
         self.sft1 = SFT(channels, sizes, scale, name="sft1")
-        self.conv1 = Conv2D(channels, 3, padding="same", name="conv1")
+        self.conv1 = _conv(channels, 3, name="conv1")
         self.sft2 = SFT(channels, sizes, scale, name="sft2")
-        self.conv2 = Conv2D(channels, 3, padding="same", name="conv2")
+        self.conv2 = _conv(channels, 3, name="conv2")
 
     def build(self, input_shape):
         for layer in (self.sft1, self.conv1, self.sft2, self.conv2):
@@ -114,14 +143,14 @@ class ConditionNet(Layer):
 
     def __init__(self, channels: int, widths: Sequence[int], features: int, steps: int, up: bool = False, name=None):
         super().__init__(name=name)
-        resample = Upsample if up else Downsample
+        resample = _up if up else _down
 
         def first() -> list[Layer]:
-            convs = [Conv2D(w, 3, padding="same", activation=_lrelu, name=f"conv{n}") for n, w in enumerate(widths)]
-            return [*convs, Conv2D(features, 3, padding="same", name="features")]
+            convs = [_conv(w, 3, _lrelu, name=f"conv{n}") for n, w in enumerate(widths)]
+            return [*convs, _conv(features, 3, name="features")]
 
         def step() -> list[Layer]:
-            return [resample(features, 3, activation=_lrelu, name="resample"), Conv2D(features, 1, name="features")]
+            return [resample(features, 3, _lrelu, name="resample"), _conv(features, 1, name="features")]
 
         self.stages = [Chain(channels, first, name="stage0")]
         self.stages += [Chain(features, step, name=f"stage{n + 1}") for n in range(steps)]
@@ -184,19 +213,19 @@ def analysis(widths: Sequence[int], latents: int, sizes: Modulation, condition_w
     return Conditioned(
         3,
         lambda: [
-            Conv2D(n0, 5, padding="same", name="conv0"),
+            _conv(n0, 5, name="conv0"),
             GDN(name="gdn0"),
             SFT(n0, sizes, 0, name="sft0"),
-            Downsample(n1, name="down1"),
+            _down(n1, name="down1"),
             GDN(name="gdn1"),
             SFT(n1, sizes, 1, name="sft1"),
-            Downsample(n2, name="down2"),
+            _down(n2, name="down2"),
             GDN(name="gdn2"),
             SFT(n2, sizes, 2, name="sft2"),
-            Downsample(n3, name="down3"),
+            _down(n3, name="down3"),
             GDN(name="gdn3"),
             SFT(n3, sizes, 3, name="sft3"),
-            Downsample(latents, name="down4"),
+            _down(latents, name="down4"),
             SFTResidualBlock(latents, sizes, 4, name="residual4a"),
             SFTResidualBlock(latents, sizes, 4, name="residual4b"),
         ],
@@ -210,13 +239,13 @@ def hyper_analysis(latents: int, channels: int, sizes: Modulation, condition_wid
     return Conditioned(
         latents,
         lambda: [
-            Conv2D(channels, 3, padding="same", name="conv0"),
+            _conv(channels, 3, name="conv0"),
             SFT(channels, sizes, 0, name="sft0"),
             tf.keras.layers.LeakyReLU(0.2, name="lrelu0"),
-            Downsample(channels, name="down1"),
+            _down(channels, name="down1"),
             SFT(channels, sizes, 1, name="sft1"),
             tf.keras.layers.LeakyReLU(0.2, name="lrelu1"),
-            Downsample(channels, name="down2"),
+            _down(channels, name="down2"),
             SFTResidualBlock(channels, sizes, 2, name="residual2a"),
             SFTResidualBlock(channels, sizes, 2, name="residual2b"),
         ],
@@ -255,9 +284,9 @@ class Synthesis(Conditioned):
             self.f_c = Chain(
                 channels,
                 lambda: [
-                    Upsample(2 * recovered, 3, activation=_lrelu, name="up6"),
-                    Upsample(recovered, 5, activation=_lrelu, name="up5"),
-                    Conv2D(recovered, 3, padding="same", name="conv4"),
+                    _up(2 * recovered, 3, _lrelu, name="up6"),
+                    _up(recovered, 5, _lrelu, name="up5"),
+                    _conv(recovered, 3, name="conv4"),
                 ],
                 name="f_c",
             )
@@ -269,19 +298,19 @@ class Synthesis(Conditioned):
             lambda: [
                 SFTResidualBlock(latents, sizes, 0, name="residual4a"),
                 SFTResidualBlock(latents, sizes, 0, name="residual4b"),
-                Upsample(n3, name="up4"),
+                _up(n3, name="up4"),
                 GDN(inverse=True, name="igdn3"),
                 SFT(n3, sizes, 1, name="sft3"),
-                Upsample(n2, name="up3"),
+                _up(n2, name="up3"),
                 GDN(inverse=True, name="igdn2"),
                 SFT(n2, sizes, 2, name="sft2"),
-                Upsample(n1, name="up2"),
+                _up(n1, name="up2"),
                 GDN(inverse=True, name="igdn1"),
                 SFT(n1, sizes, 3, name="sft1"),
-                Upsample(n0, name="up1"),
+                _up(n0, name="up1"),
                 GDN(inverse=True, name="igdn0"),
                 SFT(n0, sizes, 4, name="sft0"),
-                Conv2D(3, 5, padding="same", dtype="float32", name="conv0"),
+                _conv(3, 5, gain=0.1, dtype="float32", name="conv0"),
             ],
             make_condition,
             name=name,
