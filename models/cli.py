@@ -79,14 +79,6 @@ def _add_weights_flags(parser, entry: registry.Entry) -> None:
     which.add_argument("--preset", choices=list(entry.presets), help="Which of the weights that ship to use.")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between, for argparse."""
-    return tuple(float(part) for part in text.split(","))
-
-
-_numbers.__name__ = "number"  # what argparse calls it in its messages
-
-
 def _add_output_flags(parser, result: str, suffix: str) -> None:
     parser.add_argument(
         "-o",
@@ -102,15 +94,7 @@ def _add_train(commands, model: str, entry: registry.Entry) -> None:
     from train.pjrt_options import add_pjrt_flags
 
     parser = _subcommand(commands, "train", _train, "Trains a model on photographs.")
-    parser.add_argument(
-        "--lambda",
-        dest="lmbda",
-        type=_numbers,
-        default=(0.01,),
-        metavar="λ[,λ…]",
-        help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. Several, "
-        "with commas between, train one set of weights for all rates from the first to the last.",
-    )
+    entry.codec.add_train_flags(parser)
     parser.add_argument("--preset", choices=list(entry.presets), default="base", help="Architecture to train.")
     parser.add_argument("--init_weights", metavar="FILE", help="Start from these trained weights.")
     add_train_flags(parser, train_path=f"runs/{model}")
@@ -122,12 +106,7 @@ def _add_compress(commands, entry: registry.Entry) -> None:
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs.")
     _add_output_flags(parser, "result", STREAM_SUFFIX)
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument(
-        "--quality",
-        type=float,
-        metavar="Q",
-        help="For weights of several λ: any number from 1 (smallest files) to the number of λ; the middle by default.",
-    )
+    entry.codec.add_compress_flags(parser, rate)
     rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
     rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
     _add_weights_flags(parser, entry)
@@ -163,13 +142,15 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         _evaluate,
         "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
     )
+    from models.codec import numbers
+
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'.")
     parser.add_argument(
         "--quality",
-        type=_numbers,
+        type=numbers,
         default=(None,),
         metavar="Q[,Q…]",
-        help="For weights of several λ: qualities to measure, from 1 to the number of λ.",
+        help="For weights of variable rate: qualities to measure, as `compress` takes them.",
     )
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace the JSON file if it exists.")
@@ -237,7 +218,7 @@ def _compress(model: str, args: argparse.Namespace) -> int:
     inputs = images.expand_inputs(args.inputs)
     targets = dict(zip(inputs, images.output_paths(inputs, args.output, STREAM_SUFFIX)))
     codec = _load(model, _weights_path(model, args), synthesis=False)
-    codec.pack_controls(quality=args.quality)  # says now what is wrong with it
+    codec.check_quality(getattr(args, "quality", None))
 
     def work(source: Path) -> str:
         target = targets[source]
@@ -245,11 +226,13 @@ def _compress(model: str, args: argparse.Namespace) -> int:
         picture = images.read_image(source)
         height, width = picture.shape[:2]
         limit = _target_bytes(args, height * width)
+        controls = codec.compress_controls(args, picture)
         if limit is None:
-            data = _guarded(codec.compress, picture, quality=args.quality)
+            data = _guarded(codec.compress, picture, **controls)
         else:
-            data = _guarded(codec.compress_to, picture, limit)
+            data = _guarded(codec.compress_to, picture, limit, **controls)
         images.atomic_write(target, data, args.force)
+        codec.after_compress(args, picture, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
     return _each(inputs, work)
@@ -323,13 +306,14 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
         anchors = list(report.load_anchors(args.anchors or report.ANCHORS).values())
         anchors = [anchor for anchor in anchors if anchor.psnr and "msssim" not in anchor.name]
     for quality in args.quality:
-        codec.pack_controls(quality=quality)  # says now what is wrong with it
+        codec.check_quality(quality)
     code, curve = 0, []
     for quality in args.quality:
         measurements = []
 
         def work(source: Path, quality=quality, measurements=measurements) -> None:
-            measure = _guarded(sweep.measure, codec, images.read_image(source), source.name, quality=quality)
+            controls = {} if quality is None else {"quality": quality}
+            measure = _guarded(sweep.measure, codec, images.read_image(source), source.name, **controls)
             measurements.append(measure)
 
         code = _each(inputs, work) or code
@@ -345,7 +329,7 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             "model": model,
             "weights": path.name,
             "weights_id": codec.weights_id.hex(),
-            "lambda": codec.lmbda,
+            **codec.settings(),
         }
         if len(curve) > 1:
             facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
@@ -369,17 +353,13 @@ def _train(model: str, args: argparse.Namespace) -> int:
 
     outside = pjrt_options.is_wanted(args)
     options = pjrt_options.pjrt_fit_options(args) if outside else fit_options(args)
-    from models.codec import check_lambdas, load_for_training
-
-    check_lambdas(args.lmbda)
     from train.fit import fit
 
     entry = registry.get(model)
+    entry.codec.check_train_flags(args)
 
     def build():
-        if args.init_weights:
-            return load_for_training(args.init_weights, lmbda=args.lmbda)
-        return entry.codec(entry.presets[args.preset], lmbda=args.lmbda)
+        return entry.codec.for_training(args)
 
     if outside:
         from train import pjrt

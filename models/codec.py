@@ -7,7 +7,7 @@ weights file. See `models/elic.py` for how a model uses it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -39,9 +39,15 @@ class Codec(tf.keras.Model):
         [B, H, W, 3] in 0..255, padded; or, where there are none, shape: (B, H, W). Returns the decoded latents.
       reconstruct(latents): the synthesis, float32 [B, H, W, 3] in 0..255.
       prior_channels(): channels of the factorised prior.
+
+    and, where it differs from the usual: `losses` (with `metric_names`), `make_entropy_models` and `table_rows` (what
+    latents are coded with), the controls of a picture (`qualities`, `encoder_controls`, `decoder_controls`,
+    `control_specs`, `calibration_controls`), `settings` and `from_settings` (what its weights file says of the
+    training), and its flags on the command line.
     """
 
     stride: tuple[int, int] = (64, 64)
+    metric_names: tuple[str, ...] = ("loss", "bpp", "mse", "psnr")
     entry = None  # set by registry.register
 
     def __init__(self, config, lmbda: float | Sequence[float] = 0.01):
@@ -53,7 +59,7 @@ class Codec(tf.keras.Model):
         self._traced: dict = {}
         self.weights_id = bytes(4)
         self._entropy_models: EntropyModels | None = None
-        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in ("loss", "bpp", "mse", "psnr")}
+        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
 
     # ---- what a model gives -------------------------------------------------------------------------------------
 
@@ -65,6 +71,24 @@ class Codec(tf.keras.Model):
 
     def prior_channels(self) -> int:
         raise NotImplementedError
+
+    def make_entropy_models(self) -> EntropyModels | None:
+        """The densities that are trained; None where networks predict all probabilities."""
+        return EntropyModels(self.prior_channels())
+
+    def table_rows(self) -> list[tables.Row]:
+        """The rows of the CDF bank: Gaussians, then one for each channel of the factorised prior."""
+        pmf, offset = self.entropy_models.prior_pmf()
+        return [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
+
+    def settings(self) -> dict[str, str]:
+        """What a weights file says of the training besides the configuration, and `from_settings` reads."""
+        return {"lambda": ",".join(map(str, self.lambdas))}
+
+    @classmethod
+    def from_settings(cls, config, settings: Mapping[str, str]) -> Codec:
+        """A codec of a configuration and its `settings`; ValueError or UserError if they are none."""
+        return cls(config, lmbda=[float(value) for value in settings.get("lambda", "").split(",")])
 
     # ---- pixels -------------------------------------------------------------------------------------------------
 
@@ -83,7 +107,7 @@ class Codec(tf.keras.Model):
         return tuple(-(-n // s) * s for n, s in zip((height, width), self.stride))
 
     def pad(self, images: tf.Tensor) -> tf.Tensor:
-        """Reflects [B, H, W, 3] at the bottom and right edge up to the stride; any size from 1x1."""
+        """Reflects [B, H, W, C] at the bottom and right edge up to the stride; any size from 1x1."""
         for axis, stride in zip((1, 2), self.stride):
             size = tf.shape(images)[axis]
             # A triangle wave of period 2 (n - 1) reflects as often as needed; a single row is repeated.
@@ -100,11 +124,11 @@ class Codec(tf.keras.Model):
         return tuple(self.lambdas) if self.variable_rate else self.lambdas[0]
 
     @property
-    def entropy_models(self) -> EntropyModels:
+    def entropy_models(self) -> EntropyModels | None:
         """The trainable densities, made when first asked for: they need TFC, which coding does not."""
         if self._entropy_models is None:
             with tf.init_scope():
-                self._entropy_models = EntropyModels(self.prior_channels())
+                self._entropy_models = self.make_entropy_models()
         return self._entropy_models
 
     def _rate_coder(self, training: bool):
@@ -112,24 +136,23 @@ class Codec(tf.keras.Model):
             return TrainingRate(self.entropy_models)
         return FloatRate(self.entropy_models) if self.bank is None else TableRate(self.bank)
 
-    def call(self, images, training=False, quality=None):
+    def call(self, images, training=False, **controls):
         """Images [B, H, W, 3] in 0..255 -> (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
 
-        quality: for weights of several λ: int32 [B] in steps of 1/32 level, as `transmit` has it; the middle by
-        default.
+        controls: as `transmit` has them, such as a quality; those of `encoder_controls` without a wish by default.
 
         With training=False latents are rounded; once tables exist (`prepare`, `load`) the entropy networks run in
         integers and the bits are those of the tables, so that estimates and files agree.
         """
         coder = self._rate_coder(training)
         images = tf.cast(images, tf.float32)
-        if self.variable_rate and quality is None:
-            quality = tf.fill(tf.shape(images)[:1], self.quality_step(None))
-        controls = {"quality": quality} if self.variable_rate else {}
+        shape = tf.shape(images)
+        controls = self.pad_controls(controls or self.encoder_controls(shape[:3])[1])
         reconstruction = self.reconstruct(self.transmit(coder, self.pad(images), **controls))
-        return reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]], coder.bits
+        return reconstruction[:, : shape[1], : shape[2]], coder.bits
 
-    def _rate_distortion(self, images, training: bool) -> dict[str, tf.Tensor]:
+    def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
+        """The figures of `metric_names` for a batch [B, H, W, 3] in 0..255: scalars, "loss" the one to minimise."""
         images = tf.cast(images, tf.float32)
         batch = tf.shape(images)[0]
         levels = len(self.lambdas)
@@ -138,16 +161,21 @@ class Codec(tf.keras.Model):
             level = tf.random.uniform([batch], 0, levels, tf.int32)
         else:
             level = tf.range(batch) % levels
-        reconstruction, bits = self(images, training=training, quality=level * STEPS)
+        controls = {"quality": level * STEPS} if self.variable_rate else {}
+        reconstruction, bits = self(images, training=training, **controls)
+        figures = self.rate_and_distortion(images, reconstruction, bits, training)
+        figures["loss"] = figures["bpp"] + tf.gather(tf.constant(self.lambdas, tf.float32), level) * figures["mse"]
+        return {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
+
+    @staticmethod
+    def rate_and_distortion(images, reconstruction, bits: dict, training: bool) -> dict[str, tf.Tensor]:
+        """Of what `call` gives for images [B, H, W, 3]: "bpp", "mse" (0..255 scale), "psnr" (dB), each [B]."""
         pixels = tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
         bpp = tf.add_n(list(bits.values())) / pixels
         if not training:
             reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
         mse = tf.reduce_mean(tf.math.squared_difference(reconstruction, images), [1, 2, 3])
-        psnr = 10 * tf.math.log(255.0**2 / tf.maximum(mse, 1e-9)) / np.log(10.0)
-        loss = bpp + tf.gather(tf.constant(self.lambdas, tf.float32), level) * mse
-        figures = {"loss": loss, "bpp": bpp, "mse": mse, "psnr": psnr}
-        return {name: tf.reduce_mean(value) for name, value in figures.items()}
+        return {"bpp": bpp, "mse": mse, "psnr": 10 * tf.math.log(255.0**2 / tf.maximum(mse, 1e-9)) / np.log(10.0)}
 
     def _update(self, losses: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         for name, value in losses.items():
@@ -159,11 +187,11 @@ class Codec(tf.keras.Model):
         return list(self._trackers.values())
 
     def train_step(self, images):
-        """One step of `loss = bpp + λ · MSE` on a batch [B, P, P, 3]."""
+        """One step of `losses` on a batch [B, P, P, 3]."""
         # Keras hands over an array as (array,), and an element of a data set as it is.
         images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
         with tf.GradientTape() as tape:
-            losses = self._rate_distortion(images, training=True)
+            losses = self.losses(images, training=True)
             # Under tf.distribute gradients are summed over replicas: each contributes its share of the global mean.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
         # `minimize` scales the loss where float16 needs it.
@@ -172,7 +200,7 @@ class Codec(tf.keras.Model):
 
     def test_step(self, images):
         images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
-        return self._update(self._rate_distortion(images, training=False))
+        return self._update(self.losses(images, training=False))
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 
@@ -221,16 +249,14 @@ class Codec(tf.keras.Model):
         for variable in self.named_variables().values():
             if variable.trainable:
                 variable.assign(_through_float16(variable.numpy()))
-        pmf, offset = self.entropy_models.prior_pmf()
-        rows = [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
-        self._set_bank(tables.CdfBank.from_pmfs(rows))
-        qualities = np.linspace(0, (len(self.lambdas) - 1) * STEPS, len(images)).round().astype(np.int32)
+        self._set_bank(tables.CdfBank.from_pmfs(self.table_rows()))
+        controls = self.calibration_controls(np.shape(images)[:3])
         order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
         with exact.calibrating(self.submodules):
             for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
-                controls = {"quality": tf.constant(qualities[batch])} if self.variable_rate else {}
                 pictures = self.pad(tf.cast(np.asarray(images)[batch], tf.float32))
-                self.transmit(TableRate(self.bank), pictures, **controls)
+                chosen = self.pad_controls({name: tf.constant(value[batch]) for name, value in controls.items()})
+                self.transmit(TableRate(self.bank), pictures, **chosen)
         self.weights_id = weights.fingerprint(self.tensors())
 
     def _set_bank(self, bank: tables.CdfBank) -> None:
@@ -261,7 +287,7 @@ class Codec(tf.keras.Model):
         header = {
             "model": self.entry.name,
             "config": weights.config_to_json(self.config),
-            "lambda": ",".join(map(str, self.lambdas)),
+            **self.settings(),
             "weights_id": self.weights_id.hex(),
         }
         weights.write(path, self.tensors(), {**(metadata or {}), **header})
@@ -297,31 +323,57 @@ class Codec(tf.keras.Model):
         """Whether there are several λ, and so a quality to choose."""
         return len(self.lambdas) > 1
 
-    def quality_step(self, quality: float | None) -> int:
-        """A quality, 1 to the number of λ, in steps of 1/32 from the first; None: the middle. UserError if outside."""
-        levels = len(self.lambdas)
+    @property
+    def qualities(self) -> np.ndarray:
+        """The qualities that can be told apart, rising; empty where there are none to choose from."""
+        return 1 + np.arange((len(self.lambdas) - 1) * STEPS + 1) / STEPS if self.variable_rate else np.array([])
+
+    def check_quality(self, quality: float | None) -> None:
+        """UserError if a quality is wished for (not None), and there is none to choose or it is out of range."""
         if quality is None:
-            quality = (levels + 1) / 2
-        if not 1 <= quality <= levels:
-            raise UserError(f"quality {quality:g} is not within 1 to {levels}")
-        return round((quality - 1) * STEPS)
-
-    def pack_controls(self, quality: float | None = None) -> bytes:
-        """The control bytes of a file. UserError if the model has no such control, or it is out of range."""
-        if self.variable_rate:
-            return bytes([self.quality_step(quality)])
-        if quality is not None:
+            return
+        if not self.qualities.size:
             raise UserError(f"these {self.entry.name} weights are of one rate: they take no quality")
-        return b""
+        if not self.qualities[0] <= quality <= self.qualities[-1]:
+            raise UserError(f"quality {quality:g} is not within {self.qualities[0]:g} to {self.qualities[-1]:g}")
 
-    def unpack_controls(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
+    def encoder_controls(self, shape, quality: float | None = None) -> tuple[bytes, dict[str, tf.Tensor]]:
+        """What is wished for pictures of a shape (B, H, W): the control bytes of a file, and what `transmit` takes.
+
+        quality: one of `qualities`, the middle by default, for weights of several λ.
+
+        Raises:
+          UserError: the model has no such control, or it is out of range.
+        """
+        self.check_quality(quality)
+        if not self.variable_rate:
+            return b"", {}
+        step = (self.qualities.size - 1) / 2 if quality is None else (quality - 1) * STEPS
+        data = bytes([round(step)])
+        return data, self.decoder_controls(data, shape[0])
+
+    def decoder_controls(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
         """What `transmit` takes for control bytes. StreamError if they are none of this model's."""
         if len(data) != int(self.variable_rate) or any(b > (len(self.lambdas) - 1) * STEPS for b in data):
             raise container.StreamError("damaged stream: its control bytes are not of these weights")
         return {"quality": tf.fill([batch], data[0])} if self.variable_rate else {}
 
+    def control_specs(self) -> dict[str, dict[str, tf.TensorSpec]]:
+        """Dtypes and shapes of what `encoder_controls` ("encode") and `decoder_controls` ("decode") give."""
+        specs = {"quality": tf.TensorSpec([None], tf.int32)} if self.variable_rate else {}
+        return {"encode": specs, "decode": specs}
+
+    def calibration_controls(self, shape) -> dict[str, np.ndarray]:
+        """Controls, each [N, ...], that between them show what coding will meet, for N pictures; shape: (N, H, W)."""
+        steps = np.linspace(0, self.qualities.size - 1, shape[0]).round().astype(np.int32)
+        return {"quality": steps} if self.variable_rate else {}
+
+    def pad_controls(self, controls: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Pads those controls that are maps over the pictures, [B, H, W, C], as `pad` does the pictures."""
+        return {name: self.pad(value) if len(value.shape) == 4 else value for name, value in controls.items()}
+
     def compress(self, image: np.ndarray, **controls) -> bytes:
-        """A picture, uint8 [H, W, 3], as the bytes of a file; see `pack_controls` for the controls."""
+        """A picture, uint8 [H, W, 3], as the bytes of a file; see `encoder_controls` for the controls."""
         return self.compress_batch(np.asarray(image)[None], **controls)[0]
 
     def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:
@@ -330,18 +382,16 @@ class Codec(tf.keras.Model):
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
             raise UserError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         batch, height, width, _ = images.shape
-        packed = self.pack_controls(**controls)
+        packed, tensors = self.encoder_controls((batch, height, width), **controls)
         header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
         encode = self._traced["encode"] if self._traced else self._encode
-        payloads, marks = encode(
-            tf.constant(images), tf.constant(container.header_bytes(header)), self.unpack_controls(packed, batch)
-        )
+        payloads, marks = encode(tf.constant(images), tf.constant(container.header_bytes(header)), tensors)
         return [container.pack(header, p, int(m)) for p, m in zip(payloads.numpy(), marks.numpy())]
 
     def _encode(self, images: tf.Tensor, header: tf.Tensor, controls: dict) -> tuple[tf.Tensor, tf.Tensor]:
         """Pictures uint8 [B, H, W, 3] -> payloads, string [B], and fingerprints, uint32 [B]."""
         stream = rans.RansEncoder(self.coder)
-        self.transmit(LatentCoder(stream), self.pad(tf.cast(images, tf.float32)), **controls)
+        self.transmit(LatentCoder(stream), self.pad(tf.cast(images, tf.float32)), **self.pad_controls(controls))
         return stream.finish(), stream.fingerprint(header)
 
     def _decode(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
@@ -361,28 +411,32 @@ class Codec(tf.keras.Model):
         images, string, number = (tf.TensorSpec(*spec) for spec in (
             ([None, None, None, 3], tf.uint8), ([], tf.string), ([2], tf.int32)
         ))  # fmt: skip
-        controls = {name: tf.TensorSpec([None], tf.int32) for name in self.unpack_controls(self.pack_controls())}
-        strings = tf.TensorSpec([None], tf.string)
+        specs = self.control_specs()
+        encode = [images, string, specs["encode"]]
+        decode = [tf.TensorSpec([None], tf.string), string, number, specs["decode"]]
         self._traced = {
-            "encode": tf.function(self._encode, input_signature=[images, string, controls], autograph=False),
-            "decode": tf.function(self._decode, input_signature=[strings, string, number, controls], autograph=False),
+            "encode": tf.function(self._encode, input_signature=encode, autograph=False),
+            "decode": tf.function(self._decode, input_signature=decode, autograph=False),
         }
 
-    def compress_to(self, image: np.ndarray, target_bytes: int) -> bytes:
-        """A picture, uint8 [H, W, 3], in the best quality whose file is not above `target_bytes`.
+    def compress_to(self, image: np.ndarray, target_bytes: int, **controls) -> bytes:
+        """A picture, uint8 [H, W, 3], in the best of the `qualities` whose file is not above `target_bytes`.
+
+        controls: what `compress` takes besides the quality.
 
         Raises:
           UserError: the weights are of one rate, or even the lowest quality is larger.
         """
-        if not self.variable_rate:
+        qualities = self.qualities.tolist()
+        if not qualities:
             raise UserError(f"these {self.entry.name} weights are of one rate: they cannot aim at a size")
-        low, high = 0, (len(self.lambdas) - 1) * STEPS
-        best = self.compress(image, quality=1)
+        low, high = 0, len(qualities) - 1
+        best = self.compress(image, quality=qualities[0], **controls)
         if len(best) > target_bytes:
             raise UserError(f"the smallest file, {len(best)} bytes, is above the {target_bytes} asked for")
-        while low < high:  # the file of step `low` fits
+        while low < high:  # the file of qualities[low] fits
             middle = (low + high + 1) // 2
-            data = self.compress(image, quality=1 + middle / STEPS)
+            data = self.compress(image, quality=qualities[middle], **controls)
             if len(data) <= target_bytes:
                 low, best = middle, data
             else:
@@ -403,7 +457,7 @@ class Codec(tf.keras.Model):
         header, payload, fingerprint = container.unpack(data, partial=partial)
         self.check_header(header)
         height, width = header.height, header.width
-        controls = self.unpack_controls(header.controls)
+        controls = self.decoder_controls(header.controls)
         if groups is not None:
             controls["groups"] = groups
         try:
@@ -419,6 +473,51 @@ class Codec(tf.keras.Model):
         except tf.errors.InvalidArgumentError as error:
             raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
         return to_uint8(self.reconstruct(latents)[0, :height, :width])
+
+    # ---- the command line ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def add_train_flags(cls, parser) -> None:
+        """Adds the model's own flags to the parser of `train`."""
+        parser.add_argument(
+            "--lambda",
+            dest="lmbda",
+            type=numbers,
+            default=(0.01,),
+            metavar="λ[,λ…]",
+            help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. "
+            "Several, with commas between, train one set of weights for all rates from the first to the last.",
+        )
+
+    @classmethod
+    def check_train_flags(cls, args) -> None:
+        """UserError if the model's own flags make no sense; before anything is loaded."""
+        check_lambdas(args.lmbda)
+
+    @classmethod
+    def for_training(cls, args) -> Codec:
+        """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
+        if args.init_weights:
+            return load_for_training(args.init_weights, lmbda=args.lmbda)
+        return cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
+
+    @classmethod
+    def add_compress_flags(cls, parser, rate) -> None:
+        """Adds the model's own flags to the parser of `compress`; those that set the rate to the group `rate`."""
+        rate.add_argument(
+            "--quality",
+            type=float,
+            metavar="Q",
+            help="For weights of several λ: any number from 1 (smallest files) to the number of λ; the middle by "
+            "default.",
+        )
+
+    def compress_controls(self, args, image: np.ndarray) -> dict:
+        """What the flags of `compress` mean for a picture, uint8 [H, W, 3]: controls of `compress` or `compress_to`."""
+        return {} if getattr(args, "quality", None) is None else {"quality": args.quality}
+
+    def after_compress(self, args, image: np.ndarray, data: bytes) -> None:
+        """Writes what the flags of `compress` ask for besides the file's bytes `data`."""
 
     def check_header(self, header: container.Header) -> None:
         """StreamError unless the stream is of this model and of these weights."""
@@ -471,8 +570,7 @@ def _from_file(path, **variables) -> tuple[Codec, dict[str, np.ndarray], bytes]:
     try:
         entry = registry.get(metadata.get("model", ""))
         config = weights.config_from_json(entry.config, metadata.get("config", ""))
-        lambdas = [float(value) for value in metadata.get("lambda", "").split(",")]
-        codec = entry.codec(config, lmbda=lambdas)
+        codec = entry.codec.from_settings(config, metadata)
         codec.build_variables(**variables)
         return codec, values, weights_id
     except (TypeError, ValueError, tf.errors.OpError) as error:
@@ -489,6 +587,14 @@ def _without_initialisers():
         return next_creator(**kwargs)
 
     return tf.variable_creator_scope(zeros)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between, for argparse."""
+    return tuple(float(part) for part in text.split(","))
+
+
+numbers.__name__ = "number"  # what argparse calls it in its messages
 
 
 def check_lambdas(lmbda: float | Sequence[float]) -> tuple[float, ...]:

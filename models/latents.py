@@ -69,7 +69,7 @@ class EntropyModels(tf.Module):
             tfc.NoisyNormal,
             num_scales=tables.NUM_SCALES,
             scale_fn=lambda row: tf.exp(LOG_SCALE_MIN + LOG_SCALE_STEP * row),
-            coding_rank=3,
+            coding_rank=1,
             compression=False,
             bottleneck_dtype=tf.float32,
         )
@@ -88,21 +88,30 @@ class _FloatCoder:
 
     def __init__(self, models: EntropyModels):
         self._models = models
-        self.bits: dict[str, tf.Tensor] = {}
+        self._factorized: dict[str, tf.Tensor] = {}
+        self._gaussian: dict[str, list[tuple[tf.Tensor, ...]]] = {}
 
-    def _count(self, name: str, bits: tf.Tensor) -> None:
-        self.bits[name] = self.bits.get(name, 0.0) + bits
+    @property
+    def bits(self) -> dict[str, tf.Tensor]:
+        """Bits [B] by latent, of all passes so far. Ask once, at the end: asking is what computes those of Gaussians.
+
+        One evaluation for all passes: ELIC has ten, and a density is hundreds of small operations and their gradients.
+        """
+        result = dict(self._factorized)
+        for name, passes in self._gaussian.items():
+            latent, rows, mean = (tf.concat(parts, 1) for parts in zip(*passes))
+            _, result[name] = self._models.latent(latent, rows, loc=mean, training=self.training)
+        return result
 
     def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
         _, bits = self._models.hyper(latent, training=self.training)
-        self._count(name, bits)
+        self._factorized[name] = bits
         return round_through(latent)
 
     def gaussian(self, name: str, latent: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
         mean, log_scale = tf.split(parameters, 2, -1)
         rows = ROW_GAIN * log_scale + ROW_BIAS
-        _, bits = self._models.latent(latent, rows, loc=mean, training=self.training)
-        self._count(name, bits)
+        self._gaussian.setdefault(name, []).append(tuple(map(_flat, (latent, rows, mean))))
         return round_through(latent - mean) + mean
 
 

@@ -166,7 +166,7 @@ def export(
         "format": pjrt_run.FORMAT,
         "model": codec.entry.name,
         "config": weights.config_to_json(codec.config),
-        "lambda": list(codec.lambdas),
+        "settings": codec.settings(),
         "batch": list(batch_shape),
         "metrics": _metric_names(codec),
         "learning_rate": float(codec.optimizer.learning_rate),
@@ -380,7 +380,7 @@ def codec_of(directory: str | os.PathLike, entry: registry.Entry) -> tuple[Codec
     if state.get("model") != entry.name:
         raise UserError(f"{directory}: a state of {state.get('model')}, not of {entry.name}")
     config = weights.config_from_json(entry.config, state["config"])
-    codec = entry.codec(config, lmbda=state["lambda"])
+    codec = entry.codec.from_settings(config, state["settings"])
     return codec, import_state(directory, codec)
 
 

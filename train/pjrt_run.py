@@ -389,8 +389,8 @@ class Checkpoints:
             value = values.get(name)
             if value is None or list(value.shape) != entry["shape"] or value.dtype != entry["dtype"]:
                 raise Failure(f"{path}: does not fit the step in {step.folder} (at {name})")
-        if state["lambda"] != step.meta["lambda"]:
-            say(f"note: {path} was trained with λ {state['lambda']}, and goes on with {step.meta['lambda']}")
+        if state["settings"] != step.meta["settings"]:
+            say(f"note: {path} was trained with {state['settings']}, and goes on with {step.meta['settings']}")
         return state, values
 
     def write(self, step: Step, values: dict[str, np.ndarray], state: dict) -> str:
@@ -700,7 +700,7 @@ def train(args: argparse.Namespace, begin: float) -> int:
     out = args.out or args.directory
     values = step.start()
     checkpoints = Checkpoints(out, sum(values[name].nbytes for name in step.variables))
-    state = {key: step.meta[key] for key in ("format", "model", "config", "lambda", "batch", "options")}
+    state = {key: step.meta[key] for key in ("format", "model", "config", "settings", "batch", "options")}
     state |= {"step": 0, "averaged": bool(step.meta["averages"]), "seed": args.seed}
     if args.resume:
         before, saved = checkpoints.read(step)

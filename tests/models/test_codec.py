@@ -353,7 +353,7 @@ def test_gradients_reach_every_trainable_variable(tiny_weights, crop):
     images = tf.constant(np.stack([crop(64, 64), crop(64, 64, 200)]))
     names = {id(v): name for name, v in codec.named_variables().items()}
     with tf.GradientTape() as tape:
-        loss = codec._rate_distortion(images, training=True)["loss"]
+        loss = codec.losses(images, training=True)["loss"]
     gradients = tape.gradient(loss, codec.trainable_variables)
     assert any(names[id(v)].startswith("entropy_models/") for v in codec.trainable_variables)
     dead = [
@@ -366,7 +366,7 @@ def test_gradients_reach_every_trainable_variable(tiny_weights, crop):
 
 def test_loss_is_rate_plus_lambda_times_distortion(tiny, crop):
     image = crop(40, 50)
-    losses = {k: float(v) for k, v in tiny._rate_distortion(tf.constant(image[None]), training=False).items()}
+    losses = {k: float(v) for k, v in tiny.losses(tf.constant(image[None]), training=False).items()}
     reconstruction, bits = tiny(tf.constant(image[None]))
     assert losses["bpp"] == pytest.approx(sum(float(b) for b in bits.values()) / 2000)
     mse = np.mean((np.clip(reconstruction[0], 0, 255) - image) ** 2)

@@ -34,7 +34,7 @@ def variable(photograph, tmp_path_factory):
 def test_round_trip_is_what_call_gives(variable, quality):
     codec, _, picture = variable
     decoded = codec.decompress(codec.compress(picture, quality=quality))
-    step = tf.constant([codec.quality_step(quality)])
+    step = tf.constant([codec.encoder_controls((1, 32, 32), quality=quality)[0][0]])
     reconstruction, _ = codec(picture[None], quality=step)
     np.testing.assert_array_equal(decoded, to_uint8(reconstruction[0]))
 
@@ -58,7 +58,7 @@ def test_gradients_reach_every_level(variable):
     codec.build_variables(training=True)
     images = tf.random.uniform([12, 64, 64, 3], 0, 255)
     with tf.GradientTape() as tape:
-        loss = codec._rate_distortion(images, training=True)["loss"]
+        loss = codec.losses(images, training=True)["loss"]
     units = [codec.latent_gain, codec.latent_inverse_gain, codec.hyper_gain, codec.hyper_inverse_gain]
     for gradient in tape.gradient(loss, [unit.log_gain for unit in units]):
         assert np.any(tf.convert_to_tensor(gradient).numpy() != 0)
@@ -98,7 +98,7 @@ def test_weights_of_one_rate_take_no_quality(tiny, crop):
 def test_control_bytes_of_other_weights(variable, controls):
     codec, _, _ = variable
     with pytest.raises(container.StreamError, match="control bytes"):
-        codec.unpack_controls(controls)
+        codec.decoder_controls(controls)
 
 
 @pytest.mark.parametrize(
