@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 #: Latents are so many times what the transforms compute in, which keeps numbers near 1: rounding and its noise do not
 #: drown them from the first step of a training on. (Kernels could do the same, and take thousands of steps to.)
 LATENT_SCALE = 16.0
+#: A batch of a higher loss has no gradient (the authors skip it too).
+SKIPPED_LOSS = 1e4
 #: Uniform qualities that a search for a file size tells apart: steps of λ of 1.7 %.
 QUALITIES = np.linspace(0, 1, 257)
 
@@ -186,7 +188,11 @@ class SFT(Codec):
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
         weighted = self.lambda_map(quality_map) * tf.math.squared_difference(reconstruction, images)
         figures["loss"] = figures["bpp"] + tf.reduce_mean(weighted, [1, 2, 3])
-        return {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
+        figures = {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
+        # Four inverse GDNs in a row can blow up in the first hundred steps: such a batch teaches nothing.
+        loss = figures["loss"]
+        figures["loss"] = tf.where(loss < SKIPPED_LOSS, loss, tf.stop_gradient(loss))
+        return figures
 
     # ---- the map as a control ---------------------------------------------------------------------------------------
 
