@@ -14,7 +14,7 @@ https://arxiv.org/abs/2108.09551
                    └───────────────────┴─────────────────────────────────────┘
 
 The map has a quality of 0 to 1 for every pixel. It is the encoder's business alone: the decoder recovers what it needs
-of it from z_hat, and nothing of it is sent. Uniform maps give one model for all rates; others put the bits where they
+of it from z_hat. Uniform maps give one model for all rates; others put the bits where they
 matter: into a region, where a drawn map says so, or where a classifier looks (models/task_map.py).
 """
 
@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from models import quality_map as user_maps
-from models.codec import Codec, numbers
+from models.codec import Codec, load_for_training, numbers
 from models.coding.container import StreamError
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError
@@ -44,8 +44,8 @@ from transforms.resample import pad_to_multiple
 
 logger = logging.getLogger(__name__)
 
-#: Latents are so many times what the transforms compute in, which keeps numbers near 1: rounding and its noise do not
-#: drown them from the first step of a training on. (Kernels could do the same, and take thousands of steps to.)
+#: Latents are so many times what the transforms compute in, where numbers are near 1: so rounding and its noise do not
+#: drown them at the beginning of a training. (Kernels could learn the same, and take thousands of steps to.)
 LATENT_SCALE = 16.0
 #: A batch of a higher loss has no gradient (the authors skip it too).
 SKIPPED_LOSS = 1e4
@@ -59,13 +59,15 @@ class Config:
 
     widths: channels of the transforms at full, 1/2, 1/4 and 1/8 of the resolution.
     latents: channels of the latent y (M).
-    hyper_channels: channels of the hyper-latent z (N).
+    hyper_channels: channels of the hyper-latent z (N), besides one with the quality.
     hyper_widths: hidden channels of the hyper-synthesis.
     recovered: channels of what the decoder recovers of the quality map (f_c).
     condition_features: channels of a condition.
     condition_widths: channels of the condition networks before the first condition, for the hyper-analysis and the
       synthesis, which begin at 1/16 of the resolution.
     pixel_condition_widths: the same for the analysis, which begins at full resolution.
+    quality_gain: the logarithm of y's scale rises by this from quality 0 to 1. By theory the best step size falls with
+      the square root of λ, 4.382 / 2. 0 is the paper's letter: then the networks have to find out by themselves.
     sft_width: hidden channels of an SFT layer.
     sft_kernel: kernel size of an SFT layer.
     """
@@ -80,6 +82,7 @@ class Config:
     pixel_condition_widths: tuple[int, ...] = (256, 128)
     sft_width: int = 128
     sft_kernel: int = 3
+    quality_gain: float = 2.2
 
 
 PRESETS = {
@@ -115,13 +118,14 @@ class SFT(Codec):
         super().__init__(config, lmbda)
         if len(self.lambdas) != 2:
             raise UserError("SFT takes two λ: those of qualities 0 and 1")
+        self._task = None
         c = config
         sizes = transforms.Modulation(c.condition_features, c.sft_width, c.sft_kernel)
         self.analysis = transforms.analysis(c.widths, c.latents, sizes, c.pixel_condition_widths)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels, sizes, c.condition_widths)
-        self.hyper_input = LatentInput(c.hyper_channels, name="hyper_input")
+        self.hyper_input = LatentInput(self.prior_channels(), name="hyper_input")
         self.hyper_synthesis = EntropyNet(
-            c.hyper_channels,
+            self.prior_channels(),
             [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(2 * c.latents, 3)],
             output=Output.PARAMETERS,
             output_gain=ROW_GAIN,
@@ -130,11 +134,11 @@ class SFT(Codec):
             name="hyper_synthesis",
         )
         self.synthesis = transforms.Synthesis(
-            c.widths, c.latents, c.hyper_channels, c.recovered, sizes, c.condition_widths
+            c.widths, c.latents, self.prior_channels(), c.recovered, sizes, c.condition_widths
         )
 
     def prior_channels(self) -> int:
-        return self.config.hyper_channels
+        return self.config.hyper_channels + 1  # and the quality
 
     # ---- the codec --------------------------------------------------------------------------------------------------
 
@@ -147,19 +151,29 @@ class SFT(Codec):
         if images is not None:
             y = tf.cast(self.analysis(self.normalise(images), quality_map), tf.float32)
             shape = tf.shape(images)[:3]
-            coarse_map = tf.nn.avg_pool2d(quality_map, 16, 16, "VALID")
-            z = self.hyper_analysis(pad_to_multiple(y, 4), pad_to_multiple(coarse_map, 4))
-            y, z = LATENT_SCALE * y, LATENT_SCALE * tf.cast(z, tf.float32)
+            coarse_map = pad_to_multiple(tf.nn.avg_pool2d(quality_map, 16, 16, "VALID"), 4)
+            z = tf.cast(self.hyper_analysis(pad_to_multiple(y, 4), coarse_map), tf.float32)
+            z = LATENT_SCALE * tf.concat([z, tf.nn.avg_pool2d(coarse_map, 4, 4, "VALID") - 0.5], -1)
         rows, columns = shape[1] // 16, shape[2] // 16
-        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.hyper_channels]
+        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.prior_channels()]
         z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
+        scale = self.latent_scale(z_hat, rows, columns)
         parameters = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
-        y_hat = coder.gaussian("y", y, spatially(lambda x: x[:, :rows, :columns], parameters))
+        parameters = spatially(lambda x: x[:, :rows, :columns], parameters)
+        y_hat = coder.gaussian("y", None if y is None else scale * y, parameters) / scale
         return y_hat, z_hat
+
+    def latent_scale(self, z_hat: tf.Tensor, rows, columns) -> tf.Tensor:
+        """What y is multiplied by before it is rounded, [B, rows, columns, 1]: the finer, the higher the quality is.
+
+        Of the quality both sides know the mean of 64x64 pixels, less 0.5: the last channel of z.
+        """
+        scale = LATENT_SCALE * tf.exp(self.config.quality_gain / LATENT_SCALE * z_hat[..., -1:])
+        return tf.repeat(tf.repeat(scale, 4, 1), 4, 2)[:, :rows, :columns]
 
     def reconstruct(self, latents: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         y_hat, z_hat = latents
-        return self.denormalise(self.synthesis(y_hat / LATENT_SCALE, z_hat / LATENT_SCALE))
+        return self.denormalise(self.synthesis(y_hat, z_hat / LATENT_SCALE))
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
@@ -283,17 +297,39 @@ class SFT(Codec):
             help="A region of interest: its left upper corner and size in pixels, and its quality, 1 by default. Give "
             "several by repeating; where they overlap, the last one counts.",
         )
+        where.add_argument(
+            "--task_model",
+            metavar="MODEL",
+            help="A classifier whose answer the picture has to keep at the fewest bits: a Keras SavedModel or .keras "
+            "file, or the name of a network in keras.applications. The map is found by gradient descent.",
+        )
+        parser.add_argument(
+            "--task_weight",
+            type=float,
+            default=0.1,
+            metavar="W",
+            help="With --task_model: bits per pixel that a nat of its cross-entropy is worth.",
+        )
 
     def compress_controls(self, args, image: np.ndarray) -> dict:
         size = image.shape[:2]
+        if args.quality is not None and (args.quality_map or args.task_model):
+            raise UserError("--quality is the map's business with --quality_map or --task_model: leave it out")
+        if args.task_model:
+            return {"quality_map": self._task_map(args, image)}
         if args.quality_map:
-            if args.quality is not None:
-                raise UserError("--quality and --quality_map: give one of them")
             return {"quality_map": user_maps.read_map(args.quality_map)}
         if args.roi:
             self.check_quality(args.quality)
             return {"quality_map": user_maps.paint(size, args.quality or 0.0, args.roi)}
         return super().compress_controls(args, image)
+
+    def _task_map(self, args, image: np.ndarray) -> np.ndarray:
+        from models import task_map
+
+        if self._task is None:  # kept for the next picture
+            self._task = load_for_training(self.path), task_map.load_classifier(args.task_model)
+        return task_map.find_maps(*self._task, image[None], args.task_weight)
 
 
 if __name__ == "__main__":

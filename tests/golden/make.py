@@ -1,4 +1,4 @@
-"""Makes the golden files of ELIC's stream format: `python tests/golden/make.py`, a few minutes.
+"""Makes the golden files of a model's stream format: `python tests/golden/make.py elic`, a few minutes.
 
     elic_tiny.safetensors.gz  a very small ELIC, trained on crops of the sample photograph for a little while
     elic_tiny.tfci            a crop of the photograph, compressed with it
@@ -21,37 +21,62 @@ import numpy as np
 import tensorflow as tf
 from decode import SymbolHash
 
-from models.codec import load
-from models.elic import ELIC, Config
+from models import elic, sft
+from models.codec import Codec, load
 from models.images import encode_image, read_image
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPH = HERE.parent.parent / "res" / "eval" / "kodim23_512x384.png"
 #: Rows and columns of the photograph that the golden stream shows: an odd size, neither a multiple of a stride.
 CROP = (slice(90, 90 + 75), slice(100, 100 + 93))
-CONFIG = Config(
-    widths=(8, 8, 8),
-    groups=(2, 2, 4),
-    hyper_channels=4,
-    hyper_widths=(8, 8),
-    hyper_features=16,
-    context_widths=(8, 8),
-    parameter_width=16,
-)
 
 
-def trained(steps: int) -> ELIC:
-    """The tiny model, trained on the photograph and prepared for coding."""
-    tf.keras.utils.set_random_seed(1)
-    picture = tf.constant(read_image(PHOTOGRAPH))
-    crops = tf.data.Dataset.range(8 * steps).map(lambda n: tf.image.stateless_random_crop(picture, [64, 64, 3], [n, n]))
-    codec = ELIC(CONFIG, lmbda=0.1)
-    rate = tf.keras.optimizers.schedules.CosineDecay(4e-3, steps)
+def make_elic() -> Codec:
+    """The tiny ELIC, its variables made."""
+    config = elic.Config(
+        widths=(8, 8, 8),
+        groups=(2, 2, 4),
+        hyper_channels=4,
+        hyper_widths=(8, 8),
+        hyper_features=16,
+        context_widths=(8, 8),
+        parameter_width=16,
+    )
+    codec = elic.ELIC(config, lmbda=0.1)
     codec.build_variables(training=True)
     # Latents that stand out of the noise from the first step on: there is no time to wait for them.
     names = codec.named_variables()
     for name, factor in (("analysis/layers/13/kernel", 20), ("synthesis/layers/1/kernel", 1 / 20)):
         names[name].assign(factor * names[name])
+    return codec
+
+
+def make_sft() -> Codec:
+    """The tiny SFT, its variables made."""
+    config = sft.Config(
+        widths=(8, 8, 8, 16),
+        latents=8,
+        hyper_channels=4,
+        hyper_widths=(8, 8),
+        recovered=4,
+        condition_features=6,
+        condition_widths=(8,),
+        pixel_condition_widths=(8,),
+        sft_width=6,
+    )
+    codec = sft.SFT(config, lmbda=(0.01, 0.2))
+    codec.build_variables(training=True)
+    return codec
+
+
+MODELS = {"elic": make_elic, "sft": make_sft}
+
+
+def trained(codec: Codec, steps: int) -> Codec:
+    """Trains on the photograph, and prepares for coding."""
+    picture = tf.constant(read_image(PHOTOGRAPH))
+    crops = tf.data.Dataset.range(8 * steps).map(lambda n: tf.image.stateless_random_crop(picture, [64, 64, 3], [n, n]))
+    rate = tf.keras.optimizers.schedules.CosineDecay(4e-3, steps)
     codec.compile(tf.keras.optimizers.Adam(rate, global_clipnorm=1.0))
     codec.fit(crops.batch(8).prefetch(2), verbose=2)
     codec.prepare(np.stack(list(crops.take(64).as_numpy_iterator())))
@@ -61,24 +86,27 @@ def trained(steps: int) -> ELIC:
 def main() -> None:
     """Makes the files."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--keep_weights", action="store_true", help="Only make the stream and its picture.")
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
+    name = f"{args.model}_tiny"
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "elic_tiny.safetensors"
-        packed = HERE / "elic_tiny.safetensors.gz"
+        weights = Path(folder) / f"{name}.safetensors"
+        packed = HERE / f"{name}.safetensors.gz"
         if args.keep_weights:
             weights.write_bytes(gzip.decompress(packed.read_bytes()))
         else:
-            trained(args.steps).save(weights)
+            tf.keras.utils.set_random_seed(1)
+            trained(MODELS[args.model](), args.steps).save(weights)
             packed.write_bytes(gzip.compress(weights.read_bytes(), mtime=0))
         codec = load(weights)
     data = codec.compress(read_image(PHOTOGRAPH)[CROP])
-    (HERE / "elic_tiny.tfci").write_bytes(data)
+    (HERE / f"{name}.tfci").write_bytes(data)
     with SymbolHash() as symbols:
         decoded = codec.decompress(data)
-    (HERE / "elic_tiny.png").write_bytes(encode_image(decoded))
-    (HERE / "elic_tiny.json").write_text(json.dumps({"symbols": symbols.hex()}) + "\n")
+    (HERE / f"{name}.png").write_bytes(encode_image(decoded))
+    (HERE / f"{name}.json").write_text(json.dumps({"symbols": symbols.hex()}) + "\n")
 
 
 if __name__ == "__main__":
