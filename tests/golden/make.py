@@ -64,19 +64,20 @@ def make_sft() -> Codec:
         pixel_condition_widths=(8,),
         sft_width=6,
     )
-    codec = sft.SFT(config, lmbda=(0.01, 0.2))
+    codec = sft.SFT(config, lmbda=(0.002, 0.1))
     codec.build_variables(training=True)
     return codec
 
 
-MODELS = {"elic": make_elic, "sft": make_sft}
+#: With the learning rate to begin with.
+MODELS = {"elic": (make_elic, 4e-3), "sft": (make_sft, 2e-3)}
 
 
-def trained(codec: Codec, steps: int) -> Codec:
+def trained(codec: Codec, learning_rate: float, steps: int) -> Codec:
     """Trains on the photograph, and prepares for coding."""
     picture = tf.constant(read_image(PHOTOGRAPH))
     crops = tf.data.Dataset.range(8 * steps).map(lambda n: tf.image.stateless_random_crop(picture, [64, 64, 3], [n, n]))
-    rate = tf.keras.optimizers.schedules.CosineDecay(4e-3, steps)
+    rate = tf.keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     codec.compile(tf.keras.optimizers.Adam(rate, global_clipnorm=1.0))
     codec.fit(crops.batch(8).prefetch(2), verbose=2)
     codec.prepare(np.stack(list(crops.take(64).as_numpy_iterator())))
@@ -98,7 +99,8 @@ def main() -> None:
             weights.write_bytes(gzip.decompress(packed.read_bytes()))
         else:
             tf.keras.utils.set_random_seed(1)
-            trained(MODELS[args.model](), args.steps).save(weights)
+            make, learning_rate = MODELS[args.model]
+            trained(make(), learning_rate, args.steps).save(weights)
             packed.write_bytes(gzip.compress(weights.read_bytes(), mtime=0))
         codec = load(weights)
     data = codec.compress(read_image(PHOTOGRAPH)[CROP])

@@ -59,7 +59,7 @@ def test_the_golden_picture_shows_something(name):
     assert decoded.shape == (75, 93, 3) and decoded.std() > 20
     size = (HERE / f"{name}.tfci").stat().st_size
     assert 150 < size < 5000
-    assert sum(path.stat().st_size for path in HERE.glob(f"{name}*")) < 150_000
+    assert sum(path.stat().st_size for path in HERE.glob(f"{name}*")) < 200_000
 
 
 def test_a_stream_of_the_weights_that_ship_decodes_to_known_pixels():
