@@ -1,9 +1,9 @@
 """What a codec costs: `python -m eval.bench`.
 
 Prints, for one picture (768x512 by default): seconds to compress and to decompress, split into analysis, entropy
-networks, coding and synthesis; the rate that the transforms reach; peak memory; the coder's overhead against the ideal
-entropy; and seconds per training step. With `--compressai_python`, the same picture through CompressAI 1.2.8's ELIC, in
-turns.
+networks, coding and synthesis; the rate that the transforms reach; peak memory; and the coder's overhead against the
+ideal entropy. With `--compressai_python`, the same picture through CompressAI 1.2.8's ELIC, in turns. Training is
+`python -m eval.bench_train`'s.
 
 A preset without trained weights gets random ones, and latents that are typical in size and number in place of its own
 (`typical_latents`): all layers run, and the coder has as much to do as with a trained model.
@@ -173,24 +173,6 @@ class CompressAI:
         self._process.wait()
 
 
-def training_step_seconds(codec_class, config, batch: int, patch: int, steps: int) -> list[float]:
-    """Seconds of each of `steps` traced training steps on random pixels, without the first two."""
-    import tensorflow as tf
-
-    codec = codec_class(config)
-    codec.compile(optimizer=tf.keras.optimizers.Adam(1e-4, global_clipnorm=1.0))
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, [batch, patch, patch, 3], np.uint8))
-    codec.build_variables(training=True)
-    codec.optimizer.build(codec.trainable_variables)
-    step = tf.function(codec.train_step)
-    seconds = []
-    for _ in range(steps + 2):
-        begin = time.perf_counter()
-        step(images)
-        seconds.append(time.perf_counter() - begin)
-    return seconds[2:]
-
-
 def multiply_adds(function, *shapes) -> float:
     """Multiply-adds of a network on float32 inputs of these shapes, as TensorFlow's profiler counts them."""
     import tensorflow as tf
@@ -215,9 +197,6 @@ def main(argv=None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compressai_python", help="interpreter with torch and compressai to compare with, in turns")
-    parser.add_argument("--train_steps", type=int, default=2, help="training steps to time; 0 leaves them out")
-    parser.add_argument("--train_batch", type=int, default=4)
-    parser.add_argument("--train_patch", type=int, default=256)
     args = parser.parse_args(argv)
 
     import tensorflow as tf
@@ -255,9 +234,6 @@ def main(argv=None) -> None:
         print_comparison(ours, theirs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this process: {peak:.2f} GB")
-    if args.train_steps:
-        seconds = training_step_seconds(entry.codec, codec.config, args.train_batch, args.train_patch, args.train_steps)
-        print(f"training step, {args.train_batch} patches of {args.train_patch}²: {np.median(seconds):.2f} s")
 
 
 def print_round_trip(codec, image: np.ndarray, rounds: list[dict[str, float]]) -> None:

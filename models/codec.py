@@ -355,7 +355,7 @@ class Codec(tf.keras.Model):
 
     def decoder_controls(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
         """What `transmit` takes for control bytes. StreamError if they are none of this model's."""
-        if len(data) != int(self.variable_rate) or any(b > (len(self.lambdas) - 1) * STEPS for b in data):
+        if len(data) != self.control_bytes or any(b >= self.qualities.size for b in data):
             raise container.StreamError("damaged stream: its control bytes are not of these weights")
         return {"quality": tf.fill([batch], data[0])} if self.variable_rate else {}
 
@@ -363,6 +363,38 @@ class Codec(tf.keras.Model):
         """Dtypes and shapes of what `encoder_controls` ("encode") and `decoder_controls` ("decode") give."""
         specs = {"quality": tf.TensorSpec([None], tf.int32)} if self.variable_rate else {}
         return {"encode": specs, "decode": specs}
+
+    @property
+    def control_bytes(self) -> int:
+        """How many control bytes a file has."""
+        return int(self.variable_rate)
+
+    def request_specs(self) -> dict[str, tf.TensorSpec]:
+        """What a served request says of each picture besides its pixels: inputs of `request_controls`."""
+        return {"quality": tf.TensorSpec([None], tf.float32)} if self.variable_rate else {}
+
+    def request_controls(self, shape, quality=None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """`encoder_controls` in a graph, for each picture: control bytes uint8 [B, n], and what `transmit` takes.
+
+        quality: float32 [B]; None: the middle. InvalidArgumentError if it is out of range.
+        """
+        if not self.variable_rate:
+            return tf.zeros([shape[0], 0], tf.uint8), {}
+        if quality is None:
+            data, controls = self.encoder_controls(shape)
+            return tf.fill([shape[0], 1], tf.constant(data[0], tf.uint8)), controls
+        low, high = self.qualities[0], self.qualities[-1]
+        within = (quality >= low) & (quality <= high)
+        (quality,) = rans.require(within, f"quality is not within {low:g} to {high:g}", quality)
+        step = tf.cast(tf.round((quality - 1) * STEPS), tf.int32)
+        return tf.cast(step[:, None], tf.uint8), {"quality": step}
+
+    def stream_controls(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`decoder_controls` in a graph: uint8 [B, n]. InvalidArgumentError if they are none of this model's."""
+        if not self.variable_rate:
+            return {}
+        (step,) = rans.require(data < self.qualities.size, "damaged stream (control bytes)", data[:, 0])
+        return {"quality": tf.cast(step, tf.int32)}
 
     def calibration_controls(self, shape) -> dict[str, np.ndarray]:
         """Controls, each [N, ...], that between them show what coding will meet, for N pictures; shape: (N, H, W)."""

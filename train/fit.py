@@ -25,6 +25,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -95,6 +96,8 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     if options.batchsize % strategy.num_replicas_in_sync:
         devices = strategy.num_replicas_in_sync
         raise UserError(f"--batchsize {options.batchsize}: cannot be shared among {devices} devices")
+    if options.minutes and _several_workers(strategy):
+        raise UserError("--minutes: several workers would not stop at the same step; give --epochs")
     run = Run(options)
     start_step = run.begin(is_chief(strategy))
     source, held_out = open_data(options)
@@ -218,12 +221,12 @@ def make_schedule(options: FitOptions) -> tf.keras.optimizers.schedules.Learning
 
 
 def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
-    """Adam, clipped and averaged as the settings say.
+    """Adam, clipped and averaged as the settings say; under a time budget `TimeBudget` sets its learning rate.
 
     `Model.compile` wraps it for loss scaling where the model computes in float16.
     """
     return tf.keras.optimizers.Adam(
-        make_schedule(options),
+        options.learning_rate if options.minutes else make_schedule(options),
         global_clipnorm=options.clipnorm or None,
         use_ema=options.ema > 0,
         ema_momentum=options.ema or 0.99,
@@ -315,6 +318,8 @@ class Run:
             callbacks.append(tf.keras.callbacks.CSVLogger(self.path("log.csv"), append=resumed))
         if self.options.ema:
             callbacks.append(AveragedWeights())
+        if self.options.minutes:
+            callbacks.append(TimeBudget(self.options, self.path("spent.json"), resumed))
         return [*callbacks, backup]
 
     def finish(self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy) -> None:
@@ -330,13 +335,13 @@ class Run:
     def _save(self, codec: tf.keras.Model, name: str, calibration: np.ndarray, chief: bool) -> None:
         codec.prepare(calibration)
         if chief:
-            codec.save(self.path(name), metadata=self._metadata())
+            codec.save(self.path(name), metadata=self._metadata(codec))
 
-    def _metadata(self) -> dict[str, str]:
+    def _metadata(self, codec: tf.keras.Model) -> dict[str, str]:
         """How the weights came about, for the header of the weights file: numbers, but no paths."""
         names = ("batchsize", "patchsize", "learning_rate", "schedule", "drop_share", "clipnorm", "ema")
         kept = {name: str(getattr(self.options, name)) for name in (*names, "mixed_precision", "seed")}
-        return {"steps": str(self.options.total_steps), **kept}
+        return {"steps": str(int(codec.optimizer.iterations)), **kept}
 
 
 def _calibration(source: Source, options: FitOptions) -> np.ndarray:
@@ -465,6 +470,54 @@ class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
             f"training diverged: {what} of epoch {self._epoch + 1} is not finite. The state of the last good "
             "epoch is kept: --resume continues from there, perhaps with a lower --learning_rate"
         )
+
+
+class TimeBudget(tf.keras.callbacks.Callback):
+    """Lets the learning rate fall with the time, and ends the training when `options.minutes` are over.
+
+    Args:
+      options: of the run.
+      path: file that keeps the time spent at the end of each epoch.
+      resumed: whether that counts.
+    """
+
+    def __init__(self, options: FitOptions, path: str, resumed: bool):
+        super().__init__()
+        self._options, self._path, self._resumed = options, path, resumed
+
+    def on_train_begin(self, logs=None) -> None:
+        """Starts the clock, or goes on with it."""
+        del logs
+        spent = 0.0
+        if self._resumed:
+            with contextlib.suppress(OSError, ValueError), open(self._path, encoding="utf-8") as file:
+                spent = float(json.load(file))
+        self._begin = time.monotonic() - spent
+
+    def _progress(self) -> float:
+        return min(1.0, (time.monotonic() - self._begin) / (60 * self._options.minutes))
+
+    def on_train_batch_begin(self, batch: int, logs=None) -> None:
+        """Sets the learning rate."""
+        del batch, logs
+        progress, rate = self._progress(), self._options.learning_rate
+        if self._options.schedule == "cosine":
+            rate *= (1 + np.cos(np.pi * progress)) / 2
+        elif progress >= 1 - self._options.drop_share:
+            rate /= 10
+        self.model.optimizer.learning_rate = rate
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        """Ends the training when the time is up; validation and the end of the epoch still come."""
+        del batch, logs
+        if self._progress() >= 1:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        """Notes the time spent."""
+        del epoch, logs
+        with open(self._path, "w", encoding="utf-8") as file:
+            json.dump(time.monotonic() - self._begin, file)
 
 
 class AveragedWeights(tf.keras.callbacks.Callback):

@@ -37,6 +37,7 @@ class FitOptions:
       cache_gb: decoded pictures stay in memory if all of them together are at most so many GiB.
       epochs: number of epochs; validation, checkpoints and logs come at the end of each.
       steps_per_epoch: training steps in an epoch.
+      minutes: train for so long instead of `epochs`; the learning rate falls with the time.
       validation_steps: batches to validate on, at most.
       learning_rate: Adam's learning rate, at the start.
       schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
@@ -63,6 +64,7 @@ class FitOptions:
     cache_gb: float = 2.0
     epochs: int = 1000
     steps_per_epoch: int = 1000
+    minutes: float | None = None
     validation_steps: int = 8
     learning_rate: float = 1e-4
     schedule: str = "drop"
@@ -86,6 +88,8 @@ class FitOptions:
         for name in (*positive, "validation_steps", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"--minutes {self.minutes}: must be above 0")
         for name in ("cache_gb", "clipnorm"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
@@ -140,6 +144,11 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     add("cache_gb", "Keep decoded pictures in memory if they need at most so many GiB.", type=float)
     add("epochs", "Number of epochs; each ends with validation and a checkpoint.", type=int)
     add("steps_per_epoch", "Training steps per epoch.", type=int)
+    add(
+        "minutes",
+        "Train for so long instead of a number of epochs; the learning rate falls with the time, to its end.",
+        type=float,
+    )
     add("validation_steps", "Batches to validate on, at most.", type=int)
     add("learning_rate", "Learning rate of Adam.", type=float)
     add(

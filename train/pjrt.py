@@ -467,8 +467,8 @@ def _run(directory: str, pictures: str, options: FitOptions, args, resume: bool)
     """Starts the runner, passes its output through and signals on to it, and waits."""
     command = [shutil.which(args.pjrt_python) or args.pjrt_python, pjrt_run.__file__, directory]
     command += ["--images", f"@{pictures}", "--rate", str(options.learning_rate)]
-    if args.minutes:
-        command += ["--minutes", str(args.minutes)]
+    if options.minutes:
+        command += ["--minutes", str(options.minutes)]
     else:
         command += ["--steps", str(options.total_steps)]
     if options.schedule == "cosine":

@@ -41,12 +41,6 @@ def add_pjrt_flags(parser: argparse.ArgumentParser) -> None:
         help="Turn the state that train/pjrt_run.py has left in this folder into a weights file, and end. It "
         "says itself what architecture it is; the training pictures calibrate it.",
     )
-    group.add_argument(
-        "--minutes",
-        type=float,
-        help="With --runtime pjrt: train for so long, the decay of the learning rate included, instead of "
-        "--epochs times --steps_per_epoch.",
-    )
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
@@ -58,11 +52,8 @@ def is_wanted(args: argparse.Namespace) -> bool:
     wanted = args.runtime == "pjrt" or bool(args.export_only or args.import_state)
     if args.export_only and args.import_state:
         raise UserError("--export_only and --import_state: give one of them")
-    for name in ("pjrt_python", "minutes"):
-        if getattr(args, name) is not None and not wanted:
-            raise UserError(f"--{name}: needs --runtime pjrt")
-    if args.minutes is not None and not args.minutes > 0:
-        raise UserError(f"--minutes {args.minutes}: must be above 0")
+    if args.pjrt_python is not None and not wanted:
+        raise UserError("--pjrt_python: needs --runtime pjrt")
     if wanted and not (args.export_only or args.import_state or args.pjrt_python):
         raise UserError(
             "--runtime pjrt: --pjrt_python must name an interpreter that has jax, such as that of a virtual "

@@ -191,7 +191,7 @@ def _checksum(words: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum((words + 1) * weight, 1) % CHECKSUM_MODULUS
 
 
-def _require(condition: tf.Tensor, message: str, *tensors: tf.Tensor) -> list[tf.Tensor]:
+def require(condition: tf.Tensor, message: str, *tensors: tf.Tensor) -> list[tf.Tensor]:
     """Returns `tensors` in a form that exists only if `condition` holds everywhere.
 
     Whatever determines the size of an allocation or an index must come from here, or in a graph a damaged
@@ -410,7 +410,7 @@ class RansEncoder:
         coded = _find_coded(coded_mask)
         coded_rows = tf.gather(tf.reshape(rows, [-1]), coded.position)
         fits = tf.equal(tf.gather(coder.row_folded, coded_rows), folded)
-        (coded_rows,) = _require(fits, "a pass mixes folded and other rows", coded_rows)
+        (coded_rows,) = require(fits, "a pass mixes folded and other rows", coded_rows)
 
         value = tf.gather(tf.reshape(symbols, [-1]), coded.position)
         first, length, offset, likely = tf.unstack(tf.gather(coder.row_info, coded_rows), num=4, axis=1)
@@ -733,9 +733,9 @@ class RansDecoder:
             s = self._state
             lane = tf.range(tf.shape(s["lanes"], out_type=_i64)[1])[None]
             final = tf.where(lane < s["signs_in_lanes"][:, None], s["lanes"] & 0xFFFF, 0) + STATE_MIN
-            _require(tf.equal(s["lanes"], final), "damaged stream (final state)")
-            _require(tf.equal(s["next"], s["end"]), "damaged stream (data left over)")
-            _require(
+            require(tf.equal(s["lanes"], final), "damaged stream (final state)")
+            require(tf.equal(s["next"], s["end"]), "damaged stream (data left over)")
+            require(
                 tf.equal(s["exceptions_used"], _size(s["exceptions"])),
                 "damaged stream (exceptions left over)",
             )
@@ -745,7 +745,7 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
     """Takes the streams apart as far as that needs no tables."""
     length = tf.cast(tf.strings.length(strings), _i64)
     if not partial:
-        strings, length = _require(length % 2 == 0, "truncated stream (odd length)", strings, length)
+        strings, length = require(length % 2 == 0, "truncated stream (odd length)", strings, length)
     width = tf.maximum(tf.reduce_max(_shr(length + 1, 1)), EXTENDED_HEADER_WORDS)
     words = tf.io.decode_raw(strings, tf.uint16, fixed_length=tf.cast(2 * width, _i32))
     words = tf.pad(tf.cast(words, _i64), [[0, 0], [0, 1]])
@@ -757,8 +757,8 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
     whole &= (declared >= MIN_WORDS) & tf.equal(_checksum(words, declared), words[:, CHECKSUM_WORD])
     log2_lanes = word0 & 15
     if not partial:
-        word0, words, log2_lanes = _require(whole, "truncated or damaged stream (checksum)", word0, words, log2_lanes)
-    log2_lanes, words = _require(log2_lanes <= MAX_LOG2_LANES, "damaged stream (lanes)", log2_lanes, words)
+        word0, words, log2_lanes = require(whole, "truncated or damaged stream (checksum)", word0, words, log2_lanes)
+    log2_lanes, words = require(log2_lanes <= MAX_LOG2_LANES, "damaged stream (lanes)", log2_lanes, words)
     count = tf.where(whole, declared, count)
 
     short_count = _shr(word0, 4) & 15
@@ -774,7 +774,7 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
         words_at = tf.where(alive, words_at, 1)
     else:
         # Every size below comes from here.
-        gated = _require(alive, "damaged stream (sizes)", lanes_at, words_at, exception_words)
+        gated = require(alive, "damaged stream (sizes)", lanes_at, words_at, exception_words)
         lanes_at, words_at, exception_words = gated
 
     row_words = tf.shape(words, out_type=_i64)[1]
@@ -784,7 +784,7 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
     used = (lane < image_lanes[:, None]) & alive[:, None]
     low = tf.where(used, (start + lanes_at)[:, None] + 2 * lane, 0)
     lanes = tf.where(used, tf.gather(flat, low) + _shl(tf.gather(flat, low + 1), 16), STATE_MIN)
-    (lanes,) = _require(lanes >= STATE_MIN, "damaged stream (lane state)", lanes)
+    (lanes,) = require(lanes >= STATE_MIN, "damaged stream (lane state)", lanes)
     zero = tf.zeros_like(start)
     return {
         "words": flat,
@@ -820,7 +820,7 @@ def _unpack_exceptions(words: tf.Tensor, at: tf.Tensor, count: tf.Tensor) -> tf.
     k = tf.range(_size(byte)) - tf.gather(begin, number)
     within_image = tf.equal(tf.gather(tf.concat([image, [-1]], 0), tf.range(1, _size(image) + 1)), image)
     sound = (ends | within_image) & (k < VARINT_MAX_BYTES)
-    byte, number, image, end, k = _require(sound, "damaged stream (exceptions)", byte, number, image, end, k)
+    byte, number, image, end, k = require(sound, "damaged stream (exceptions)", byte, number, image, end, k)
     numbers = tf.math.unsorted_segment_sum(_shl(byte & 127, 7 * k), number, _size(end))
 
     # pairs of numbers; a single one left over is the zero byte that fills the last word
@@ -830,7 +830,7 @@ def _unpack_exceptions(words: tf.Tensor, at: tf.Tensor, count: tf.Tensor) -> tf.
     first = (rank % 2 == 0) & (rank + 1 < tf.gather(per_image, image))
     gap, zigzag = tf.boolean_mask(numbers, first), tf.boolean_mask(numbers, rank % 2 == 1)
     image = tf.boolean_mask(image, first)
-    image, gap, zigzag = _require(zigzag < 1 << 32, "damaged stream (exceptions)", image, gap, zigzag)
+    image, gap, zigzag = require(zigzag < 1 << 32, "damaged stream (exceptions)", image, gap, zigzag)
     before = _before(gap + 1)  # symbols before an exception's gap, counted through all pictures
     position = before + gap - tf.gather(before, tf.gather(_before(_shr(per_image, 1)), image))
     return tf.stack([image, position, _shr(zigzag, 1) ^ -(zigzag & 1)], 1)
@@ -848,7 +848,7 @@ def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, parti
     entry, lanes, following = _decode_entries(coder, state, coded, coded_rows)
     alive = following <= state["end"]
     if not partial:
-        entry, following = _require(alive, "truncated or damaged stream (words)", entry, following)
+        entry, following = require(alive, "truncated or damaged stream (words)", entry, following)
     else:  # it may have run far beyond the streams: let it idle at a harmless place
         alive &= state["alive"]
         following = tf.where(alive, following, state["start"] + 1)
@@ -919,7 +919,7 @@ def _decode_signs(state: State, entry: tf.Tensor, coded: _Coded, partial: bool) 
         alive &= plausible & ((in_lanes == 0) | state["whole"])
         in_lanes, needed = tf.where(alive, in_lanes, 0), tf.where(alive, needed, 0)
     else:
-        in_lanes, needed = _require(plausible, "truncated or damaged stream (signs)", in_lanes, needed)
+        in_lanes, needed = require(plausible, "truncated or damaged stream (signs)", in_lanes, needed)
     in_words = needed - in_lanes
 
     # One place to look up a word: the streams, then the word left over from the pass before, then the lanes.

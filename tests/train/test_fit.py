@@ -289,6 +289,41 @@ def test_schedules(options):
     np.testing.assert_allclose(rates(schedule="cosine"), cosine, rtol=1e-4)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "drop"])
+def test_a_time_budget_ends_the_run_and_the_rate_falls_with_the_time(
+    options, tiny_codec, each_step, monkeypatch, schedule
+):
+    options = dataclasses.replace(options, minutes=10 / 60, epochs=100, schedule=schedule, drop_share=0.25)
+    clock, rates = [1000.0], []
+    monkeypatch.setattr(fit.time, "monotonic", lambda: clock[0])
+
+    def tick(step, model):
+        rates.append(float(model.optimizer.learning_rate))
+        clock[0] += 1
+
+    each_step.append(tick)
+    trained = fit.fit(tiny_codec, options)
+    progress = np.arange(10) / 10
+    expected = (1 + np.cos(np.pi * progress)) / 2 if schedule == "cosine" else np.where(progress < 0.75, 1, 0.1)
+    np.testing.assert_allclose(rates, options.learning_rate * expected, rtol=1e-5)
+    assert len(log(options)) == 3  # the third epoch is cut short, and validated
+    with safetensors.safe_open(trained.final, "numpy") as file:
+        assert file.metadata()["steps"] == "10"
+
+
+def test_a_time_budget_goes_on_when_resumed(options, tiny_codec, each_step, monkeypatch):
+    options = dataclasses.replace(options, minutes=10 / 60, epochs=100, schedule="cosine")
+    clock, steps = [0.0], []
+    monkeypatch.setattr(fit.time, "monotonic", lambda: clock[0])
+    each_step += [lambda step, model: clock.__setitem__(0, clock[0] + 1), lambda step, model: steps.append(step)]
+    each_step.append(stop_after(2 * STEPS))
+    with pytest.raises(fit.TrainingInterrupted):
+        fit.fit(tiny_codec, options)
+    clock[0] += 5000  # while it does not run
+    fit.fit(tiny_codec, dataclasses.replace(options, resume=True))
+    assert len(steps) == 10
+
+
 def test_gradients_are_clipped(options):
     weight = tf.Variable([0.0, 0.0])
     for clipnorm, expected in [(1.0, [0.6, 0.8]), (0.0, [30.0, 40.0])]:

@@ -479,8 +479,7 @@ def flags_of(*argv):
     ("argv", "says"),
     [
         (["--runtime", "pjrt"], "--pjrt_python"),
-        (["--minutes", "3"], "needs --runtime pjrt"),
-        (["--runtime", "pjrt", "--pjrt_python", "p", "--minutes", "-1"], "above 0"),
+        (["--pjrt_python", "p"], "needs --runtime pjrt"),
         (["--export_only", "a", "--import_state", "b"], "one of them"),
     ],
 )

@@ -1,0 +1,201 @@
+"""SavedModels that stock TensorFlow Serving runs: a codec as signatures of core ops.
+
+    compress           image uint8 [B, H, W, 3], and the model's controls    -> bitstream_bytes string [B]
+    decompress         bitstream_bytes string [B], of pictures of one size   -> image uint8 [B, H, W, 3]
+    compress_file      image_bytes string [B], PNG or JPEG of any sizes, and controls -> bitstream_bytes string [B]
+    decompress_file    bitstream_bytes string [B], of any sizes              -> image_bytes string [B], PNG
+    serving_default    compress_file without controls
+
+The strings are the files of the command line, and either reads the other's. Inputs and outputs whose names end in
+`_bytes` XX before anything is allocated for what it claims.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from models.codec import Codec
+from models.coding import container_ops
+from models.coding.rans import CPU, require
+from models.errors import UserError
+
+#: Larger pictures are refused: one request must not take a server's memory.
+MAX_PIXELS = 1 << 25
+MODEL_CARD = "model_card.json"
+WARMUP = "tf_serving_warmup_requests"
+
+
+def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable]:
+    """The functions of a SavedModel by the names of their signatures, see above; not traced yet.
+
+    Args:
+      codec: ready to code.
+      max_pixels: larger pictures are refused.
+    """
+    images = tf.TensorSpec([None, None, None, 3], tf.uint8, "image")
+    bitstreams = tf.TensorSpec([None], tf.string, "bitstream_bytes")
+    files = tf.TensorSpec([None], tf.string, "image_bytes")
+    wishes = [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in codec.request_specs().items()]
+
+    def check_size(height, width):
+        pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
+        message = f"pictures of 1 to {max_pixels} pixels are served"
+        return require((pixels >= 1) & (pixels <= max_pixels), message, height, width)
+
+    def encode(image, controls: dict):
+        shape = tf.shape(image)
+        height, width = check_size(shape[1], shape[2])
+        data, tensors = codec.request_controls((shape[0], height, width), **controls)
+        header = container_ops.headers(codec.entry.model_id, codec.weights_id, height, width, data)
+        payload, mark = codec._encode(image, header, tensors)
+        return container_ops.pack(header, payload, mark)
+
+    def named(controls) -> dict:
+        return {spec.name: value for spec, value in zip(wishes, controls)}
+
+    @tf.function(input_signature=[images, *wishes], autograph=False)
+    def compress(image, *controls):
+        return {"bitstream_bytes": encode(image, named(controls))}
+
+    @tf.function(input_signature=[images], autograph=False)
+    def compress_plainly(image):
+        return {"bitstream_bytes": encode(image, {})}
+
+    @tf.function(input_signature=[bitstreams], autograph=False)
+    def decompress(bitstream_bytes):
+        parts = container_ops.unpack(bitstream_bytes, codec.entry.model_id, codec.weights_id, codec.control_bytes)
+        same = (parts.height == parts.height[:1]) & (parts.width == parts.width[:1])
+        (size,) = require(same, "the pictures of a batch must be of one size", tf.stack([parts.height, parts.width]))
+        size = tf.stack(check_size(*tf.unstack(size[:, 0])))
+        pictures, mark = codec._decode(parts.payload, parts.header, size, codec.stream_controls(parts.controls))
+        message = "damaged stream: the decoded symbols are not those that were coded"
+        (pictures,) = require(mark == parts.fingerprint, message, pictures)
+        return {"image": tf.cast(tf.round(tf.clip_by_value(pictures, 0.0, 255.0)), tf.uint8)}
+
+    def each_file(function):
+        """`function` of a picture [1, H, W, 3], for each of several encoded pictures of different sizes."""
+
+        def one(arguments):
+            with tf.device(CPU):
+                image = tf.io.decode_image(arguments[0], channels=3, expand_animations=False)
+            return function(image[None], *(value[None] for value in arguments[1:]))["bitstream_bytes"][0]
+
+        return lambda *arguments: {"bitstream_bytes": tf.map_fn(one, arguments, fn_output_signature=tf.string)}
+
+    def decompress_one(bitstream):
+        image = decompress(bitstream[None])["image"][0]
+        with tf.device(CPU):
+            return tf.io.encode_png(image)
+
+    @tf.function(input_signature=[bitstreams], autograph=False)
+    def decompress_file(bitstream_bytes):
+        return {"image_bytes": tf.map_fn(decompress_one, bitstream_bytes, fn_output_signature=tf.string)}
+
+    plain = compress_plainly if wishes else compress
+    return {
+        "serving_default": tf.function(each_file(plain), input_signature=[files], autograph=False),
+        "compress": compress,
+        "decompress": decompress,
+        "compress_file": tf.function(each_file(compress), input_signature=[files, *wishes], autograph=False),
+        "decompress_file": decompress_file,
+    }
+
+
+def export(codec: Codec, directory, version: int = 1, max_pixels: int = MAX_PIXELS, card: dict | None = None) -> Path:
+    """Writes a SavedModel to `directory`/`version`, whole or not at all. Returns that folder.
+
+    Args:
+      codec: from `models.codec.load`.
+      directory: what TensorFlow Serving calls a model's base path.
+      version: of the model, 1 or above: the server takes the highest.
+      max_pixels: larger pictures are refused.
+      card: facts for assets/model_card.json.
+
+    Raises:
+      UserError: the version exists, or cannot be written.
+    """
+    target = Path(directory) / str(version)
+    if target.exists():
+        raise UserError(f"{target}: exists: name another --version")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    try:
+        _save(codec, scratch / "model", scratch, max_pixels, card or {})
+        os.replace(scratch / "model", target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _save(codec: Codec, folder: Path, scratch: Path, max_pixels: int, card: dict) -> None:
+    codec.coder  # noqa: B018 - its tables are made outside of the graphs
+    functions = signatures(codec, max_pixels)
+    concrete = {name: function.get_concrete_function() for name, function in functions.items()}
+    path = scratch / MODEL_CARD
+    path.write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
+    module = tf.Module()
+    # Not the codec itself: Keras would save all that a model can do.
+    module.all_variables = list({id(v): v for f in concrete.values() for v in f.variables}.values())
+    module.functions = functions
+    module.model_card = tf.saved_model.Asset(str(path))
+    tf.saved_model.save(module, str(folder), signatures=concrete)
+    write_warmup(folder, codec)
+
+
+def write_warmup(folder: Path, codec: Codec) -> None:
+    """Writes assets.extra/tf_serving_warmup_requests: a request to each signature, for the server to begin with.
+
+    The first picture through a graph takes seconds longer than the next; no user should be the one to wait.
+    """
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+    image = _sample_picture()
+    inputs = {
+        "compress": {"image": image[None], **_middle(codec)},
+        "decompress": {"bitstream_bytes": np.array([codec.compress(image)], object)},
+        "compress_file": {"image_bytes": np.array([_png(image)], object), **_middle(codec)},
+        "decompress_file": {"bitstream_bytes": np.array([codec.compress(image)], object)},
+        "serving_default": {"image_bytes": np.array([_png(image)], object)},
+    }
+    (folder / "assets.extra").mkdir()
+    with tf.io.TFRecordWriter(str(folder / "assets.extra" / WARMUP)) as writer:
+        for signature, values in inputs.items():
+            request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(signature_name=signature))
+            for name, value in values.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def _middle(codec: Codec) -> dict[str, np.ndarray]:
+    """Values for the controls of one request."""
+    middle = codec.qualities[codec.qualities.size // 2] if codec.qualities.size else 0
+    return {name: np.full([1], middle, np.float32) for name in codec.request_specs()}
+
+
+def _sample_picture() -> np.ndarray:
+    """uint8 [192, 256, 3], a gradient."""
+    rows, columns = np.mgrid[:192, :256]
+    return np.stack([rows, columns, (rows + columns) // 2], -1).astype(np.uint8)
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
