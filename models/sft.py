@@ -33,6 +33,7 @@ import tensorflow as tf
 from models import quality_map as user_maps
 from models.codec import Codec, load_for_training, numbers
 from models.coding.container import StreamError
+from models.coding.rans import require
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN
@@ -239,6 +240,25 @@ class SFT(Codec):
 
     def control_specs(self):
         return {"encode": {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}, "decode": {}}
+
+    @property
+    def control_bytes(self) -> int:
+        return 0
+
+    def request_specs(self) -> dict[str, tf.TensorSpec]:
+        return {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}
+
+    def request_controls(self, shape, quality_map=None):
+        """See `Codec`. quality_map: float32 [B, h, w, 1] in 0..1 of any size; None: 0.5 everywhere."""
+        if quality_map is None:
+            quality_map = tf.fill([shape[0], 1, 1, 1], 0.5)
+        within = (quality_map >= 0) & (quality_map <= 1)
+        (quality_map,) = require(within, "a quality map is not within 0 to 1", quality_map)
+        quality_map = tf.clip_by_value(tf.image.resize(quality_map, shape[1:], antialias=True), 0.0, 1.0)
+        return tf.zeros([shape[0], 0], tf.uint8), {"quality_map": quality_map}
+
+    def stream_controls(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {}
 
     def calibration_controls(self, shape) -> dict[str, np.ndarray]:
         """Uniform maps from 0 to 1."""

@@ -16,6 +16,7 @@ from models.coding import container
 from models.errors import UserError
 from models.quality_map import Region, paint
 from models.registry import get
+from models.serving import signatures
 from models.sft import LATENT_SCALE, PRESETS, SFT, Config
 from models.weights import shipped
 
@@ -81,6 +82,17 @@ def test_traced_files_are_the_same(sft_weights, picture):
     before = codec.compress(picture, quality_map=map_)
     codec.trace()
     assert codec.compress(picture, quality_map=map_) == before
+
+
+def test_served_files_are_the_same_and_take_the_map_as_an_input(sft, picture):
+    served = signatures(sft)
+    map_ = np.tile(np.linspace(0, 1, 14, dtype=np.float32), (9, 1))
+    data = served["compress"](picture[None], map_[None, ..., None])["bitstream_bytes"].numpy()[0]
+    assert data == sft.compress(picture, quality_map=map_)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="within 0 to 1"):
+        served["compress"](picture[None], 2 + map_[None, ..., None])
+    decoded = served["decompress"]([data])["image"].numpy()[0]
+    assert np.abs(decoded.astype(int) - sft.decompress(data)).max() <= 1
 
 
 # --- maps --------------------------------------------------------------------------------------------------------
@@ -223,9 +235,9 @@ def contrast_codec(images, training, quality_map):
     return 128 + (images - 128) * quality_map, {"y": 0.5 * tf.reduce_sum(quality_map, [1, 2, 3])}
 
 
-def test_a_task_map_is_high_where_the_classifier_looks_and_low_elsewhere(crop):
-    images = np.stack([crop(64, 160), crop(64, 160, top=200)])
-    classifier = task_map.Classifier(left_or_right(loudness=1))
+def test_a_task_map_is_high_where_the_classifier_looks_and_low_elsewhere():
+    images = np.random.default_rng(1).integers(0, 256, [2, 64, 160, 3], np.uint8)
+    classifier = task_map.Classifier(left_or_right(loudness=10))
     maps = task_map.find_maps(contrast_codec, classifier, images, weight=10.0, steps=6)
     start = 1 / (1 + np.exp(-task_map.START))
     assert maps.shape == (2, 64, 160, 1)
