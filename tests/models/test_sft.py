@@ -91,8 +91,6 @@ def test_served_files_are_the_same_and_take_the_map_as_an_input(sft, picture):
     assert data == sft.compress(picture, quality_map=map_)
     with pytest.raises(tf.errors.InvalidArgumentError, match="within 0 to 1"):
         served["compress"](picture[None], 2 + map_[None, ..., None])
-    decoded = served["decompress"]([data])["image"].numpy()[0]
-    assert np.abs(decoded.astype(int) - sft.decompress(data)).max() <= 1
 
 
 # --- maps --------------------------------------------------------------------------------------------------------
