@@ -58,6 +58,7 @@ class Codec(tf.keras.Model):
         self._coder: rans.RansCoder | None = None
         self._traced: dict = {}
         self.weights_id = bytes(4)
+        self.path: str | None = None  # of the weights file, if loaded from one
         self._entropy_models: EntropyModels | None = None
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
 
@@ -574,7 +575,7 @@ def load(path, synthesis: bool = True) -> Codec:
     with _without_initialisers():
         codec, values, weights_id = _from_file(path, synthesis=synthesis)
     codec.assign(values, source=str(path))
-    codec.weights_id = weights_id
+    codec.weights_id, codec.path = weights_id, str(path)
     return codec
 
 

@@ -37,6 +37,7 @@ from transforms import checkerboard
 from transforms import elic as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.gain import GainedInput, GainUnit
+from transforms.resample import pad_to_multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ class ELIC(Codec):
             shape = tf.shape(images)[:3]
             if quality is not None:
                 y = self.latent_gain(y, quality)
-            z = self.hyper_analysis(_pad_to_four(y))
+            z = self.hyper_analysis(pad_to_multiple(y, 4))
             if quality is not None:
                 z = self.hyper_gain(z, quality)
         rows, columns = shape[1] // 16, shape[2] // 16
@@ -207,13 +208,6 @@ class ELIC(Codec):
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
         return self.denormalise(self.synthesis(latents))
-
-
-def _pad_to_four(y: tf.Tensor) -> tf.Tensor:
-    """Repeats the last row and column of [B, H, W, C] until H and W are multiples of 4."""
-    height, width = tf.shape(y)[1], tf.shape(y)[2]
-    y = tf.gather(y, tf.minimum(tf.range(-(-height // 4) * 4), height - 1), axis=1)
-    return tf.gather(y, tf.minimum(tf.range(-(-width // 4) * 4), width - 1), axis=2)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
     serving_default    compress_file without controls
 
 The strings are the files of the command line, and either reads the other's. Inputs and outputs whose names end in
-`_bytes` XX before anything is allocated for what it claims.
+`_bytes` are what the REST interface takes and gives as base64. Whatever is wrong with a request is INVALID_ARGUMENT
+with a text that says what, before anything is allocated for what it claims.
 """
 
 from __future__ import annotations

@@ -33,6 +33,14 @@ class Upsample(tf.keras.layers.Conv2DTranspose):
         return x + tf.cast(self.bias, x.dtype) if self.use_bias else x
 
 
+def pad_to_multiple(x: tf.Tensor, factor: int) -> tf.Tensor:
+    """Repeats the last row and column of [B, H, W, C] until H and W are multiples of `factor`."""
+    for axis in (1, 2):
+        size = tf.shape(x)[axis]
+        x = tf.gather(x, tf.minimum(tf.range(-(-size // factor) * factor), size - 1), axis=axis)
+    return x
+
+
 def subpixel_kernel(kernel: tf.Tensor) -> tf.Tensor:
     """3x3 kernel [3, 3, C_in, 4 * C_out] of the transposed convolution with `kernel` [5, 5, C_out, C_in], stride 2.
 

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from decode import SymbolHash
 
-from models import cwic, elic
+from models import cwic, elic, sft
 from models.codec import load
 from models.images import encode_image, read_image
 
@@ -67,6 +67,25 @@ def tiny_elic(steps: int) -> elic.ELIC:
     return codec
 
 
+def tiny_sft(steps: int) -> sft.SFT:
+    """A trained SFT."""
+    config = sft.Config(
+        widths=(8, 8, 8, 16),
+        latents=8,
+        hyper_channels=4,
+        hyper_widths=(8, 8),
+        recovered=4,
+        condition_features=6,
+        condition_widths=(8,),
+        pixel_condition_widths=(8,),
+        sft_width=6,
+    )
+    codec = sft.SFT(config, lmbda=(0.002, 0.1))
+    codec.build_variables(training=True)
+    fit(codec, steps, 2e-3)
+    return codec
+
+
 def tiny_cwic(steps: int) -> cwic.CWIC:
     """A CWIC that was trained in both stages."""
     config = cwic.Config(
@@ -86,7 +105,7 @@ def tiny_cwic(steps: int) -> cwic.CWIC:
     return codec
 
 
-MODELS = {"elic": tiny_elic, "cwic": tiny_cwic}
+MODELS = {"elic": tiny_elic, "sft": tiny_sft, "cwic": tiny_cwic}
 
 
 def main() -> None:

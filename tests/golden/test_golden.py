@@ -22,7 +22,7 @@ from models.images import read_image
 from models.weights import SHIPPED
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("elic_tiny", "cwic_tiny")
+NAMES = ("elic_tiny", "sft_tiny", "cwic_tiny")
 SETTINGS = {
     f"onednn {onednn}, {threads} threads{', xla' * bool(flags)}": (onednn, threads, flags)
     for onednn, threads, flags in [("1", "2", ()), ("0", "1", ()), ("1", "1", ("jit",))]
@@ -59,7 +59,7 @@ def test_the_golden_picture_shows_something(name):
     assert decoded.shape == (75, 93, 3) and decoded.std() > 20
     size = (HERE / f"{name}.tfci").stat().st_size
     assert 80 < size < 5000
-    assert sum(path.stat().st_size for path in HERE.glob(f"{name}*")) < 150_000
+    assert sum(path.stat().st_size for path in HERE.glob(f"{name}*")) < 200_000
 
 
 def test_a_stream_of_the_weights_that_ship_decodes_to_known_pixels():

@@ -1,0 +1,88 @@
+"""Quality maps as users give them: a grey picture, regions of interest, an array."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from models.errors import UserError
+from models.images import read_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A rectangle of pixels and its quality, 0..1."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    quality: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Region:
+        """`x,y,w,h` or `x,y,w,h:q`, for argparse; raises its ArgumentTypeError."""
+        place, _, quality = text.partition(":")
+        try:
+            left, top, width, height = map(int, place.split(","))
+            region = cls(left, top, width, height, float(quality) if quality else 1.0)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not x,y,w,h or x,y,w,h:q") from None
+        if width < 1 or height < 1:
+            raise argparse.ArgumentTypeError(f"{text!r} is empty: width and height are at least 1")
+        if not 0 <= region.quality <= 1:
+            raise argparse.ArgumentTypeError(f"{text!r}: quality {region.quality:g} is not within 0 to 1")
+        return region
+
+
+def paint(size: tuple[int, int], quality: float, regions: Sequence[Region]) -> np.ndarray:
+    """The map, float32 [H, W], of a picture of `size` (H, W): `quality`, and in the regions theirs; the last one wins.
+
+    Raises:
+      UserError: a region is not inside the picture.
+    """
+    height, width = size
+    result = np.full(size, quality, np.float32)
+    for r in regions:
+        if r.left < 0 or r.top < 0 or r.left + r.width > width or r.top + r.height > height:
+            raise UserError(
+                f"region {r.left},{r.top},{r.width},{r.height} is not inside the picture, which is {width}x{height}"
+            )
+        result[r.top : r.top + r.height, r.left : r.left + r.width] = r.quality
+    return result
+
+
+def read_map(path) -> np.ndarray:
+    """A picture file as a map, uint8 [H, W]; colours count by their luma. UserError if it is no picture."""
+    return np.asarray(Image.fromarray(read_image(path)).convert("L"))
+
+
+def as_maps(quality_map, shape) -> tf.Tensor:
+    """Maps for pictures of a shape (B, H, W): float32 [B, H, W, 1] in 0..1.
+
+    quality_map: [h, w], [h, w, 1] or [B, h, w, 1] of any size, uint8 in 0..255 or float in 0..1. Resized bilinearly,
+      smoothed where it shrinks.
+
+    Raises:
+      UserError: it has another shape, or values outside 0..1.
+    """
+    maps = np.asarray(quality_map)
+    if maps.dtype == np.uint8:
+        maps = maps / np.float32(255)
+    maps = maps.astype(np.float32)
+    if maps.ndim == 2:
+        maps = maps[..., None]
+    if maps.ndim == 3:
+        maps = np.broadcast_to(maps, [shape[0], *maps.shape])
+    if maps.ndim != 4 or maps.shape[0] != shape[0] or maps.shape[-1] != 1 or not maps.size:
+        raise UserError(f"a quality map must be [H, W] or [B, H, W, 1], not {list(np.shape(quality_map))}")
+    if not (maps.min() >= 0 and maps.max() <= 1):
+        raise UserError(f"a quality map must be within 0 to 1, not {maps.min():g} to {maps.max():g}")
+    if maps.shape[1:3] == tuple(shape[1:]):
+        return tf.constant(maps)
+    return tf.clip_by_value(tf.image.resize(maps, shape[1:], antialias=True), 0.0, 1.0)

@@ -1,0 +1,358 @@
+"""SFT: one model for every rate, steered by a quality map over the picture.
+
+Song, Choi, Han: "Variable-Rate Deep Image Compression through Spatially-Adaptive Feature Transform", ICCV 2021,
+https://arxiv.org/abs/2108.09551
+
+    quality map ─┬───────────────────┐
+                 ▼                   ▼
+    images ──► analysis ──► y ──► hyper-analysis ──► z ──► z_hat ──┬──► hyper-synthesis ──► means, scales
+                            │                                     │                           │
+                            └─────────────────────────────────────│──────► y_hat ◄────────────┘
+                                                                  ▼          │
+    images ◄── synthesis ◄── condition network ◄── f_c ◄──────────┘          │
+                   ▲                   ▲                                     │
+                   └───────────────────┴─────────────────────────────────────┘
+
+The map has a quality of 0 to 1 for every pixel. It is the encoder's business alone: the decoder recovers what it needs
+of it from z_hat. Uniform maps give one model for all rates; others put the bits where they
+matter: into a region, where a drawn map says so, or where a classifier looks (models/task_map.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+
+if __name__ == "__main__":  # a command line does not open with TensorFlow's log
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from models import quality_map as user_maps
+from models.codec import Codec, load_for_training, numbers
+from models.coding.container import StreamError
+from models.coding.rans import require
+from models.coding.tables import NUM_SCALES
+from models.errors import UserError
+from models.latents import ROW_BIAS, ROW_GAIN
+from models.registry import register
+from transforms import quality_maps
+from transforms import sft as transforms
+from transforms.exact import Conv, EntropyNet, LatentInput, Output, spatially
+from transforms.resample import pad_to_multiple
+
+logger = logging.getLogger(__name__)
+
+#: Latents are so many times what the transforms compute in, where numbers are near 1: so rounding and its noise do not
+#: drown them at the beginning of a training. (Kernels could learn the same, and take thousands of steps to.)
+LATENT_SCALE = 16.0
+#: A batch of a higher loss has no gradient (the authors skip it too).
+SKIPPED_LOSS = 1e4
+#: Uniform qualities that a search for a file size tells apart: steps of λ of 1.7 %.
+QUALITIES = np.linspace(0, 1, 257)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of the architecture (paper, section 4.1 and appendix).
+
+    widths: channels of the transforms at full, 1/2, 1/4 and 1/8 of the resolution.
+    latents: channels of the latent y (M).
+    hyper_channels: channels of the hyper-latent z (N), besides one with the quality.
+    hyper_widths: hidden channels of the hyper-synthesis.
+    recovered: channels of what the decoder recovers of the quality map (f_c).
+    condition_features: channels of a condition.
+    condition_widths: channels of the condition networks before the first condition, for the hyper-analysis and the
+      synthesis, which begin at 1/16 of the resolution.
+    pixel_condition_widths: the same for the analysis, which begins at full resolution.
+    quality_gain: the logarithm of y's scale rises by this from quality 0 to 1. By theory the best step size falls with
+      the square root of λ, 4.382 / 2. 0 is the paper's letter: then the networks have to find out by themselves.
+    sft_width: hidden channels of an SFT layer.
+    sft_kernel: kernel size of an SFT layer.
+    """
+
+    widths: tuple[int, int, int, int] = (48, 96, 192, 192)
+    latents: int = 192
+    hyper_channels: int = 192
+    hyper_widths: tuple[int, int] = (192, 288)
+    recovered: int = 48
+    condition_features: int = 64
+    condition_widths: tuple[int, ...] = (256, 128)
+    pixel_condition_widths: tuple[int, ...] = (256, 128)
+    sft_width: int = 128
+    sft_kernel: int = 3
+    quality_gain: float = 2.2
+
+
+PRESETS = {
+    "base": Config(),
+    # What is computed at every pixel is what costs; there, and in all that has the width of a condition, it is narrow.
+    "small": Config(
+        widths=(16, 32, 64, 96),
+        latents=128,
+        hyper_channels=64,
+        hyper_widths=(64, 96),
+        recovered=24,
+        condition_features=16,
+        condition_widths=(64, 32),
+        pixel_condition_widths=(16,),
+        sft_width=16,
+    ),
+}
+
+
+@register("sft", model_id=2, config=Config, presets=PRESETS)
+class SFT(Codec):
+    """SFT on the zoo's contract; see `Codec`.
+
+    Args:
+      config: the architecture.
+      lmbda: λ at qualities 0 and 1 (paper, equation 5: 0.001 · exp(4.382 q)). Between them log λ is a straight line.
+    """
+
+    # Latents at 1/16; the hyper-latent's factor 4 is padded inside.
+    stride = (16, 16)
+
+    def __init__(self, config: Config = PRESETS["base"], lmbda: tuple[float, float] = (0.001, 0.08)):
+        super().__init__(config, lmbda)
+        if len(self.lambdas) != 2:
+            raise UserError("SFT takes two λ: those of qualities 0 and 1")
+        self._task = None
+        c = config
+        sizes = transforms.Modulation(c.condition_features, c.sft_width, c.sft_kernel)
+        self.analysis = transforms.analysis(c.widths, c.latents, sizes, c.pixel_condition_widths)
+        self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels, sizes, c.condition_widths)
+        self.hyper_input = LatentInput(self.prior_channels(), name="hyper_input")
+        self.hyper_synthesis = EntropyNet(
+            self.prior_channels(),
+            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(2 * c.latents, 3)],
+            output=Output.PARAMETERS,
+            output_gain=ROW_GAIN,
+            output_bias=ROW_BIAS,
+            rows=NUM_SCALES,
+            name="hyper_synthesis",
+        )
+        self.synthesis = transforms.Synthesis(
+            c.widths, c.latents, self.prior_channels(), c.recovered, sizes, c.condition_widths
+        )
+
+    def prior_channels(self) -> int:
+        return self.config.hyper_channels + 1  # and the quality
+
+    # ---- the codec --------------------------------------------------------------------------------------------------
+
+    def transmit(self, coder, images=None, shape=None, quality_map=None):
+        """Codes z, then y; see `Codec.transmit`. Returns (y_hat, z_hat), which the synthesis both needs.
+
+        quality_map: float32 [B, H, W, 1] in 0..1, padded as the images are. Only the encoder has it.
+        """
+        y = z = None
+        if images is not None:
+            y = tf.cast(self.analysis(self.normalise(images), quality_map), tf.float32)
+            shape = tf.shape(images)[:3]
+            coarse_map = pad_to_multiple(tf.nn.avg_pool2d(quality_map, 16, 16, "VALID"), 4)
+            z = tf.cast(self.hyper_analysis(pad_to_multiple(y, 4), coarse_map), tf.float32)
+            z = LATENT_SCALE * tf.concat([z, tf.nn.avg_pool2d(coarse_map, 4, 4, "VALID") - 0.5], -1)
+        rows, columns = shape[1] // 16, shape[2] // 16
+        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.prior_channels()]
+        z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
+        scale = self.latent_scale(z_hat, rows, columns)
+        parameters = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
+        parameters = spatially(lambda x: x[:, :rows, :columns], parameters)
+        y_hat = coder.gaussian("y", None if y is None else scale * y, parameters) / scale
+        return y_hat, z_hat
+
+    def latent_scale(self, z_hat: tf.Tensor, rows, columns) -> tf.Tensor:
+        """What y is multiplied by before it is rounded, [B, rows, columns, 1]: the finer, the higher the quality is.
+
+        Of the quality both sides know the mean of 64x64 pixels, less 0.5: the last channel of z.
+        """
+        scale = LATENT_SCALE * tf.exp(self.config.quality_gain / LATENT_SCALE * z_hat[..., -1:])
+        return tf.repeat(tf.repeat(scale, 4, 1), 4, 2)[:, :rows, :columns]
+
+    def reconstruct(self, latents: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        y_hat, z_hat = latents
+        return self.denormalise(self.synthesis(y_hat, z_hat / LATENT_SCALE))
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def lambda_map(self, quality_map: tf.Tensor) -> tf.Tensor:
+        """λ of each quality, of the shape given (paper, equation 5)."""
+        low, high = self.lambdas
+        return low * tf.exp(quality_map * np.log(high / low))
+
+    def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
+        """bpp + mean of λ(q) · squared error (paper, equation 4), q a random map; see `Codec.losses`.
+
+        For validation the maps are uniform, from 0 to 1 over the batch, the same at each time.
+
+        images: [B, H, W, 3]; or [B, H, W, 4] from data with segmentation masks, the last channel being the class of
+          each pixel (0..255): some maps have a level per class then.
+        """
+        masks = tf.cast(images[..., 3], tf.int32) if images.shape[-1] == 4 else None
+        images = tf.cast(images[..., :3], tf.float32)
+        shape = tf.unstack(tf.shape(images)[:3])
+        if training:
+            quality_map = quality_maps.training_maps(shape, masks)
+        else:
+            level = tf.range(shape[0]) / tf.maximum(shape[0] - 1, 1)
+            quality_map = tf.broadcast_to(tf.cast(level, tf.float32)[:, None, None, None], [*shape, 1])
+        reconstruction, bits = self(images, training=training, quality_map=quality_map)
+        figures = self.rate_and_distortion(images, reconstruction, bits, training)
+        weighted = self.lambda_map(quality_map) * tf.math.squared_difference(reconstruction, images)
+        figures["loss"] = figures["bpp"] + tf.reduce_mean(weighted, [1, 2, 3])
+        figures = {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
+        # Four inverse GDNs in a row can blow up in the first hundred steps: such a batch teaches nothing.
+        loss = figures["loss"]
+        figures["loss"] = tf.where(loss < SKIPPED_LOSS, loss, tf.stop_gradient(loss))
+        return figures
+
+    # ---- the map as a control ---------------------------------------------------------------------------------------
+
+    @property
+    def qualities(self) -> np.ndarray:
+        return QUALITIES
+
+    def encoder_controls(self, shape, quality: float | None = None, quality_map=None):
+        """The map for pictures of a shape (B, H, W); no control bytes, since it is not sent.
+
+        Args:
+          quality: of all pixels, 0..1; 0.5 by default. With a map, it moves the map: by 2 · quality - 1, clipped to
+            0..1. So λ is multiplied by one factor everywhere, and 0.5 leaves the map as it is.
+          quality_map: qualities [h, w], [h, w, 1] or [B, h, w, 1], uint8 in 0..255 or float in 0..1; resized.
+
+        Raises:
+          UserError: it is out of range, or of another shape.
+        """
+        self.check_quality(quality)
+        quality = 0.5 if quality is None else quality
+        if quality_map is None:
+            return b"", {"quality_map": tf.fill([*tf.unstack(tf.convert_to_tensor(shape)), 1], np.float32(quality))}
+        moved = user_maps.as_maps(quality_map, shape) + np.float32(2 * quality - 1)
+        return b"", {"quality_map": tf.clip_by_value(moved, 0.0, 1.0)}
+
+    def decoder_controls(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
+        if data:
+            raise StreamError("damaged stream: it has control bytes, and SFT has none")
+        return {}
+
+    def control_specs(self):
+        return {"encode": {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}, "decode": {}}
+
+    @property
+    def control_bytes(self) -> int:
+        return 0
+
+    def request_specs(self) -> dict[str, tf.TensorSpec]:
+        return {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}
+
+    def request_controls(self, shape, quality_map=None):
+        """See `Codec`. quality_map: float32 [B, h, w, 1] in 0..1 of any size; None: 0.5 everywhere."""
+        if quality_map is None:
+            quality_map = tf.fill([shape[0], 1, 1, 1], 0.5)
+        within = (quality_map >= 0) & (quality_map <= 1)
+        (quality_map,) = require(within, "a quality map is not within 0 to 1", quality_map)
+        quality_map = tf.clip_by_value(tf.image.resize(quality_map, shape[1:], antialias=True), 0.0, 1.0)
+        return tf.zeros([shape[0], 0], tf.uint8), {"quality_map": quality_map}
+
+    def stream_controls(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {}
+
+    def calibration_controls(self, shape) -> dict[str, np.ndarray]:
+        """Uniform maps from 0 to 1."""
+        levels = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None, None]
+        return {"quality_map": np.broadcast_to(levels, [*shape, 1])}
+
+    # ---- the command line -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def add_train_flags(cls, parser) -> None:
+        parser.add_argument(
+            "--lambda",
+            dest="lmbda",
+            type=numbers,
+            default=(0.001, 0.08),
+            metavar="λ0,λ1",
+            help="λ of the loss bpp + λ · squared error (0..255 scale) at qualities 0 and 1, rising exponentially in "
+            "between. Those of the paper by default.",
+        )
+
+    @classmethod
+    def check_train_flags(cls, args) -> None:
+        super().check_train_flags(args)
+        if len(args.lmbda) != 2:
+            raise UserError(f"--lambda takes two numbers for SFT, of qualities 0 and 1, not {len(args.lmbda)}")
+
+    @classmethod
+    def for_training(cls, args) -> SFT:
+        logger.warning(
+            "no segmentation masks: the %.0f %% of quality maps with a level per class fall to the other kinds",
+            100 * quality_maps.SHARES["classes"],
+        )
+        return super().for_training(args)
+
+    @classmethod
+    def add_compress_flags(cls, parser, rate) -> None:
+        rate.add_argument(
+            "--quality",
+            type=float,
+            metavar="Q",
+            help="Any number from 0 (smallest files) to 1 (best pictures), for the whole picture; 0.5 by default. With "
+            "--roi: outside of the regions, 0 by default.",
+        )
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument(
+            "--quality_map",
+            metavar="PICTURE",
+            help="A grey picture of any size that says where quality goes: white is 1, black is 0. Taken as it is, "
+            "except that --target_bpp and --target_kb make all of it brighter or darker.",
+        )
+        where.add_argument(
+            "--roi",
+            action="append",
+            type=user_maps.Region.parse,
+            metavar="X,Y,W,H[:Q]",
+            help="A region of interest: its left upper corner and size in pixels, and its quality, 1 by default. Give "
+            "several by repeating; where they overlap, the last one counts.",
+        )
+        where.add_argument(
+            "--task_model",
+            metavar="MODEL",
+            help="A classifier whose answer the picture has to keep at the fewest bits: a Keras SavedModel or .keras "
+            "file, or the name of a network in keras.applications. The map is found by gradient descent.",
+        )
+        parser.add_argument(
+            "--task_weight",
+            type=float,
+            default=0.1,
+            metavar="W",
+            help="With --task_model: bits per pixel that a nat of its cross-entropy is worth.",
+        )
+
+    def compress_controls(self, args, image: np.ndarray) -> dict:
+        size = image.shape[:2]
+        if args.quality is not None and (args.quality_map or args.task_model):
+            raise UserError("--quality is the map's business with --quality_map or --task_model: leave it out")
+        if args.task_model:
+            return {"quality_map": self._task_map(args, image)}
+        if args.quality_map:
+            return {"quality_map": user_maps.read_map(args.quality_map)}
+        if args.roi:
+            self.check_quality(args.quality)
+            return {"quality_map": user_maps.paint(size, args.quality or 0.0, args.roi)}
+        return super().compress_controls(args, image)
+
+    def _task_map(self, args, image: np.ndarray) -> np.ndarray:
+        from models import task_map
+
+        if self._task is None:  # kept for the next picture
+            self._task = load_for_training(self.path), task_map.load_classifier(args.task_model)
+        return task_map.find_maps(*self._task, image[None], args.task_weight)
+
+
+if __name__ == "__main__":
+    from models.cli import main
+
+    main("sft")
