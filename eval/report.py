@@ -101,6 +101,15 @@ def mean(measurements: Sequence[Measurement]) -> dict[str, float]:
     }
 
 
+def curve_of(name: str, points: Sequence[Sequence[Measurement]]) -> Curve:
+    """The curve through the means of several lots of measurements, one for each quality."""
+    means = sorted((mean(measurements) for measurements in points), key=lambda point: point["bpp"])
+    columns = {key: tuple(point[key] for point in means) for key in KEYS}
+    if any(map(math.isnan, columns["ms_ssim"])):
+        columns["ms_ssim"] = ()
+    return Curve(name, **columns)
+
+
 def table(measurements: Sequence[Measurement]) -> str:
     """A line per picture and one for the mean, in aligned columns; no newline at the end."""
     average = mean(measurements)
@@ -250,6 +259,15 @@ def standing(bpp: float, psnr: float, anchors: Iterable[Curve]) -> str:
             lines.append(f"  {anchor.name:24} not at this rate ({rates})")
         else:
             lines.append(f"  {anchor.name:24} {other:.2f} dB  {psnr - other:+.2f} dB")
+    return "\n".join(lines)
+
+
+def bd_rates(test: Curve, anchors: Iterable[Curve]) -> str:
+    """One line per codec: the BD-rate (PSNR) of `test` against it, negative where `test` is the better one."""
+    lines = [f"BD-rate of {test.name}, {test.bpp[0]:.3f} to {test.bpp[-1]:.3f} bpp, against"]
+    for anchor in anchors:
+        rate = bd_rate(anchor, test)
+        lines.append(f"  {anchor.name:24} " + ("no common qualities" if math.isnan(rate) else f"{rate:+.1f} %"))
     return "\n".join(lines)
 
 

@@ -157,14 +157,19 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         help="For weights of variable rate: qualities to measure, as `compress` takes them.",
     )
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
-    parser.add_argument("-f", "--force", action="store_true", help="Replace the JSON file if it exists.")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="Also draw the rate-distortion curve, with those of --anchors: .png, .svg or .pdf.",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="Replace the files of --json and --plot.")
     parser.add_argument(
         "--anchors",
         nargs="?",
         const="",
         metavar="FILE",
-        help="Also print how the mean stands against other codecs at the same rate; by default against those measured "
-        "on the 24 Kodak pictures (res/eval/anchors.json).",
+        help="Also print how the mean stands against other codecs at the same rate, and for several qualities the "
+        "BD-rates; by default against those measured on the 24 Kodak pictures (res/eval/anchors.json).",
     )
     parser.add_argument(
         "--record",
@@ -319,10 +324,11 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
     from eval import report, sweep
 
     inputs = images.expand_inputs(args.inputs)
-    if args.json:
-        images.check_target(args.json, args.force)
+    for target in filter(None, (args.json, args.plot)):
+        images.check_target(target, args.force)
     path = _weights_path(model, args)
     codec = _load(model, path)
+    anchors = []
     if args.anchors is not None:
         anchors = list(report.load_anchors(args.anchors or report.ANCHORS).values())
         anchors = [anchor for anchor in anchors if anchor.psnr and "msssim" not in anchor.name]
@@ -345,6 +351,11 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             mean = report.mean(measurements)
             print(report.standing(mean["bpp"], mean["psnr"], anchors))
         curve.append(measurements)
+    test = report.curve_of(f"{model} {path.stem}", curve)
+    if len(curve) > 1 and anchors:
+        print(report.bd_rates(test, anchors))
+    if args.plot:
+        report.plot(args.plot, [test], anchors, force=args.force)
     if args.json:
         facts = {
             "model": model,

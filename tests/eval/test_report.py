@@ -196,3 +196,25 @@ def test_a_plot_is_of_the_rates_of_the_curves(tmp_path, monkeypatch):
     report.plot(tmp_path / "a.png", [Curve("one", (0.3,), (30.0,)), Curve("two", (0.1,), (28.0,))], [ANCHOR])
     report.plot(tmp_path / "b.png", [], [ANCHOR])  # all of the anchor
     assert shown == [(0.0, pytest.approx(0.55))]
+
+
+def test_bd_rates_of_a_measured_curve():
+    """Half the bytes at the same quality is -50 %, and a curve through means is rising whatever the order."""
+
+    def measured(name, size, quality):
+        return [
+            report.Measurement(name, size, 100, 80, quality - 1, 0.9),
+            report.Measurement(name, size, 100, 80, quality + 1, 0.8),
+        ]
+
+    points = [measured("a", 800, 33.0), measured("a", 200, 27.0), measured("a", 400, 30.0)]
+    curve = report.curve_of("ours", points)
+    assert curve.bpp == (0.2, 0.4, 0.8) and curve.psnr == (27.0, 30.0, 33.0)
+    np.testing.assert_allclose(curve.ms_ssim, 0.85)
+    twice = report.Curve("twice", (0.4, 0.8, 1.6), curve.psnr)
+    above = report.Curve("above", (0.4, 0.8), (50.0, 60.0))
+    lines = report.bd_rates(curve, [twice, above]).splitlines()
+    assert lines[0] == "BD-rate of ours, 0.200 to 0.800 bpp, against"
+    assert lines[1].split() == ["twice", "-50.0", "%"] and lines[2].endswith("no common qualities")
+    unknown = [report.Measurement("a", 100, 8, 8, 30.0, float("nan"))]
+    assert report.curve_of("small", [unknown]).ms_ssim == ()
