@@ -91,8 +91,9 @@ PRESETS = {
 Where they depart from the paper, besides what the entropy coder is:
 
 * A residual block is ReLU(x + branch), without the release's second ReLU at the end of the branch (see there).
-* The gradient of the bits that the context model measures does not reach the transforms: the paper trains its entropy
-  coder apart. Here both are trained in one run, and share only the clipping of the gradients' norm.
+* The gradient of the bits that the context model measures does not reach the transforms, as the paper trains its
+  entropy coder apart; but both are trained in one run, and share the clipping of the gradients' norm. With `joint_rate`
+  it does: rate and distortion are weighed against each other, as in the other models of the zoo.
 * The rate loss holds the mean importance of a batch, not of each picture, so that pictures share bits as positions do.
 * The map is trained together with everything else, from weights that were trained without one, as in the paper; it
   starts at the ratio asked for.
@@ -181,6 +182,8 @@ class CWIC(Codec):
       stage: 1 trains without an importance map, all bits are kept; 2 with it, from weights of stage 1. Weights of both
         stages compress.
       ratio: r, for stage 2: the mean importance to aim at, in (0, 1], about the share of the bits that are kept.
+      joint_rate: whether the bits that the context model measures train the transforms too, towards codes that it can
+        predict. Not in the paper, where the entropy coder comes afterwards.
 
     Raises:
       UserError: L does not divide n, there is no such stage, or the ratio is out of its range.
@@ -189,7 +192,7 @@ class CWIC(Codec):
     stride = (8, 16)  # codes at 1/8; an even number of columns for the checkerboard
     metric_names = ("loss", "bpp", "mse", "psnr", "importance")
 
-    def __init__(self, config: Config = PRESETS["low"], stage: int = 1, ratio: float = 1.0):
+    def __init__(self, config: Config = PRESETS["low"], stage: int = 1, ratio: float = 1.0, joint_rate: bool = False):
         c = config
         if c.levels < 2 or c.codes % c.levels:
             raise UserError(f"{c.codes} codes cannot be kept in {c.levels} levels: L must be at least 2 and divide n")
@@ -198,7 +201,7 @@ class CWIC(Codec):
         if not 0 < ratio <= 1:
             raise UserError(f"ratio {ratio:g} is not within (0, 1]")
         super().__init__(config, lmbda=DISTORTION_WEIGHT)
-        self.stage, self.ratio = stage, ratio
+        self.stage, self.ratio, self.joint_rate = stage, ratio, joint_rate
         features = c.encoder_widths[-1]
         self.encoder = transforms.encoder(c.encoder_widths, c.hidden)
         self.code_head = transforms.code_head(features, c.codes)
@@ -229,11 +232,11 @@ class CWIC(Codec):
         level, planes = self._transmit_map(coder, p, [shape[0], shape[1] // 8, shape[2] // 8])
         mask = importance.mask(level, c.codes, c.levels, p)
         trimmed = None if codes is None else codes * mask
-        # The context model is to predict the codes, not to change them.
-        sent = None if codes is None else tf.stop_gradient(codes)
+        # Unless told otherwise, the context model is to predict the codes, not to change them.
+        sent = codes if codes is None or self.joint_rate else tf.stop_gradient(codes)
         decoded = self.code_context.transmit(coder, "codes", 2 * planes - 1, sent, tf.stop_gradient(mask))
         # In training: the values that were decoded, with the gradients of those that were sent.
-        return decoded if trimmed is None else decoded + (trimmed - tf.stop_gradient(trimmed))
+        return decoded if trimmed is None else tf.stop_gradient(decoded - trimmed) + trimmed
 
     def _transmit_map(self, coder, p, shape) -> tuple[tf.Tensor, tf.Tensor]:
         """The level of each position, [B, H, W, 1], and its bit planes, [B, H, W, planes]. shape: (B, H, W)."""
@@ -278,12 +281,13 @@ class CWIC(Codec):
 
     def settings(self) -> dict[str, str]:
         """Stage and ratio, which its weights file tells."""
-        return {"stage": str(self.stage), "ratio": str(self.ratio)}
+        return {"stage": str(self.stage), "ratio": str(self.ratio), "joint_rate": str(int(self.joint_rate))}
 
     @classmethod
     def from_settings(cls, config, settings) -> CWIC:
         """Inverse of `settings`."""
-        return cls(config, int(settings.get("stage", "")), float(settings.get("ratio", "")))
+        joint_rate = bool(int(settings.get("joint_rate", "0")))
+        return cls(config, int(settings.get("stage", "")), float(settings.get("ratio", "")), joint_rate)
 
     @classmethod
     def add_train_flags(cls, parser) -> None:
@@ -304,6 +308,13 @@ class CWIC(Codec):
             "bits that are kept.",
         )
 
+        parser.add_argument(
+            "--joint_rate",
+            action="store_true",
+            help="Let the measured bits train the transforms too, towards codes that the context model can predict. "
+            "Not in the paper; better files.",
+        )
+
     @classmethod
     def check_train_flags(cls, args) -> None:
         """UserError if a stage lacks what it needs, or the ratio is out of its range."""
@@ -320,23 +331,24 @@ class CWIC(Codec):
     def for_training(cls, args) -> CWIC:
         """A new codec, one of the weights file's stage that goes on, or one of stage 2 that begins with stage 1's."""
         if not args.init_weights:
-            return cls(cls.entry.presets[args.preset])
+            return cls(cls.entry.presets[args.preset], joint_rate=args.joint_rate)
         before = load_for_training(args.init_weights)
         if not isinstance(before, cls):
             raise UserError(f"{args.init_weights}: weights of {before.entry.name}, not of {cls.entry.name}")
         if args.stage == 1:
             if before.stage == 2:
                 raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")
+            before.joint_rate = args.joint_rate
             return before
-        return cls.second_stage(before, args.ratio)
+        return cls.second_stage(before, args.ratio, args.joint_rate)
 
     @classmethod
-    def second_stage(cls, before: CWIC, ratio: float) -> CWIC:
+    def second_stage(cls, before: CWIC, ratio: float, joint_rate: bool = False) -> CWIC:
         """A codec of stage 2, to be trained, with the weights of one of stage 1 or 2 that has its training variables.
 
         After stage 1 the importance net is new, and so is the context model of the map.
         """
-        codec = cls(before.config, stage=2, ratio=ratio)
+        codec = cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate)
         codec.build_variables(training=True)
         trained = before.named_variables()
         for name, variable in codec.named_variables().items():

@@ -173,9 +173,10 @@ def test_nothing_depends_on_what_comes_later(tiny_cwic, crop):
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-def test_gradients_reach_every_variable(crop):
+@pytest.mark.parametrize("joint_rate", [False, True])
+def test_gradients_reach_every_variable(crop, joint_rate):
     tf.keras.utils.set_random_seed(5)
-    codec = CWIC(TINY, stage=2, ratio=0.9)  # at level 3 of 4 bits of all groups are kept
+    codec = CWIC(TINY, stage=2, ratio=0.9, joint_rate=joint_rate)  # at level 3 of 4 bits of all groups are kept
     codec.build_variables(training=True)
     for name, variable in codec.named_variables().items():
         if "layers" in name:  # blocks start at zero
@@ -184,14 +185,15 @@ def test_gradients_reach_every_variable(crop):
     with tf.GradientTape(persistent=True) as tape:
         losses = codec.losses(pictures, training=True)
     names = {id(v): name for name, v in codec.named_variables().items()}
-    for figure, mine in (("loss", lambda name: True), ("bpp", lambda name: "context" in name)):
+    # The bits pull at the transforms where they are told to, and never at the map or at what only the decoder has.
+    parts = ("context", "encoder", "code_head") if joint_rate else ("context",)
+    for figure, mine in (("loss", lambda name: True), ("bpp", lambda name: any(part in name for part in parts))):
         gradients = tape.gradient(losses[figure], codec.trainable_variables)
         reached = {
             names[id(v)]
             for v, g in zip(codec.trainable_variables, gradients)
             if g is not None and np.any(tf.convert_to_tensor(g).numpy() != 0)
         }
-        # The bits do not pull at the transforms: see the presets.
         assert reached == {name for name in names.values() if mine(name)}
 
 
@@ -206,6 +208,20 @@ def test_rate_loss_pulls_above_the_ratio_only(crop, ratio, pulled):
     rate = losses["loss"] - 0.01 * losses["mse"] - losses["bpp"]
     assert rate == pytest.approx(20 * max(0, losses["importance"] - ratio), abs=1e-3)
     assert (rate > 1) == pulled
+
+
+def test_a_joint_rate_leaves_value_and_gradient_of_the_distortion_alone(crop):
+    gradients = []
+    for joint_rate in (False, True):
+        tf.keras.utils.set_random_seed(5)
+        codec = CWIC(TINY, stage=2, ratio=0.9, joint_rate=joint_rate)
+        codec.build_variables(training=True)
+        with tf.GradientTape() as tape:
+            mse = codec.losses(tf.constant(crop(64, 64)[None]), training=True)["mse"]
+        gradients.append(tape.gradient(mse, codec.encoder.trainable_variables))
+        assert codec.from_settings(TINY, codec.settings()).joint_rate == joint_rate
+    for alone, jointly in zip(*gradients):
+        np.testing.assert_allclose(jointly, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_stage_2_begins_with_the_weights_of_stage_1(first_stage):
