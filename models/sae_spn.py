@@ -1,6 +1,6 @@
 """SAE-SPN (CompressNet): generative compression below 0.1 bit per pixel, with predicted unpooling switches.
 
-Raman, Mantecon, Tran et al.: "CompressNet: Generative Compression at Extremely Low Bitrates", WACV 2020
+Raman et al.: "CompressNet: Generative Compression at Extremely Low Bitrates", WACV 2020
 
     images ──► encoder: 4 x [conv, max-pool] ──► latents at 1/16 ──► quantise to -2 .. 2 ──► file
                     │                                                                         │
@@ -200,6 +200,7 @@ class SAESPN(Codec):
         names = ["loss", "bpp", "mse", "psnr", "intermediate"]
         names += ["perceptual"] * (perceptual_features is not None) + ["switches"] * (variant == "sae_spn")
         names += ["adversarial", "discriminator"] * (stage == 2)
+        self.metric_names = tuple(names)
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
         self.encoder = sae.Encoder(c.widths, c.latents, c.norm)
@@ -242,7 +243,7 @@ class SAESPN(Codec):
         if self.variant == "swwae":
             for k, switch_coder in enumerate(self.switch_coders):
                 switch = None if maps is None else switches.find(maps[-1 - k])
-                size = [batch, rows << k, columns << k, self.config.widths[-2 - k]]
+                size = [batch, 2**k * rows, 2**k * columns, self.config.widths[-2 - k]]
                 found.append(switch_coder.transmit(coder, "switches", switch, size))
         return decoded, found
 

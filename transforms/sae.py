@@ -6,6 +6,7 @@ widths as in the authors' release. Borders are mirrored with the edge repeated: 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -50,7 +51,9 @@ def make_norm(kind: str, name: str = "norm") -> Layer:
     """
     if kind == "channel":
         return tf.keras.layers.LayerNormalization(epsilon=1e-5, dtype="float32", name=name)
-    from tensorflow_addons.layers import InstanceNormalization  # not above: only some weights need it
+    with warnings.catch_warnings():  # that it is at its end: the versions here are fixed
+        warnings.simplefilter("ignore")
+        from tensorflow_addons.layers import InstanceNormalization  # not above: only some weights need it
 
     return InstanceNormalization(epsilon=1e-5, dtype="float32", name=name)
 
