@@ -34,7 +34,7 @@ def discriminator(widths: Sequence[int]) -> Chain:
         inner = [layer for width in widths[1:] for layer in (conv(width), leaky_relu(), _Instance())]
         return [conv(widths[0]), leaky_relu(), *inner, conv(1, stride=1)]
 
-    return Chain(3, layers, name="discriminator")
+    return Chain(3, layers, name="discriminator", dtype="float32")
 
 
 class _Instance(tf.keras.layers.Layer):
