@@ -14,6 +14,7 @@ from models.coding import rans
 from models.errors import UserError
 from models.latents import LatentCoder, Recorder, TableRate
 from models.sae_spn import LOSS_WEIGHTS, PRESETS, SAESPN, VARIANTS, Config, parse_loss_weights
+from train import pjrt
 from transforms import quantizers, switches
 
 TINY = Config(
@@ -224,6 +225,18 @@ def test_weights_files_have_no_discriminator(players):
     codec, _ = players
     assert any(name.startswith("discriminator/") for name in codec.named_variables())
     assert not any("discriminator" in name or "optimizer" in name for name in codec.tensors())
+
+
+def test_both_players_train_outside_tensorflow(players):
+    """Of what a step reads and writes, an export knows every weight's and every optimizer's part."""
+    codec, _ = players
+    names = {name for name, _, _ in pjrt._named_state(codec).values()}
+    for optimizer, variables in (
+        ("optimizer", "encoder/layers/0"),
+        ("discriminator_optimizer", "discriminator/layers/0"),
+    ):
+        assert f"{optimizer}/learning_rate" in names
+        assert f"{optimizer}/velocities/{variables}/{'conv/' * (optimizer == 'optimizer')}kernel" in names
 
 
 @pytest.mark.parametrize("part", ["mse", "intermediate", "switches", "adversarial"])
