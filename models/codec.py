@@ -231,7 +231,7 @@ class Codec(tf.keras.Model):
                 seen.add(id(item))
                 return
             for name, child in tf.train.TrackableView.children(item).items():
-                if not path and (name == "optimizer" or isinstance(child, tf.keras.metrics.Metric)):
+                if not path and isinstance(child, (tf.keras.optimizers.Optimizer, tf.keras.metrics.Metric)):
                     continue
                 visit(child, [*path, name])
 

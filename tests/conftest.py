@@ -59,6 +59,16 @@ def tiny_cwic(tiny_cwic_weights):
 
 
 @pytest.fixture(scope="session")
+def tiny_sae_spn(tmp_path_factory):
+    """The tiny SAE-SPN, of stage 1, ready to code. Do not change it: all tests share it."""
+    from models.codec import load
+
+    path = tmp_path_factory.mktemp("weights") / "tiny_sae_spn.safetensors"
+    path.write_bytes(gzip.decompress((GOLDEN / "sae_spn_tiny.safetensors.gz").read_bytes()))
+    return load(path)
+
+
+@pytest.fixture(scope="session")
 def photograph():
     """uint8 [384, 512, 3]."""
     return np.asarray(Image.open(PHOTOGRAPH).convert("RGB"))

@@ -223,7 +223,7 @@ def _optimizers(codec: Codec) -> dict[str, tf.keras.optimizers.Optimizer]:
 def _slots(codec: Codec) -> Iterator[tuple[str, str, tf.Variable, tf.Variable]]:
     """(name, kind of slot, weight, variable) of all that the optimizers keep for a weight."""
     names = {id(variable): name for name, variable in codec.named_variables().items()}
-    weights_of = {_handle(v): v for v in codec.trainable_variables}
+    weights_of = {_handle(v): v for v in codec.named_variables().values() if v.trainable}  # of all players
     for label, optimizer in _optimizers(codec).items():
         # Keras builds an optimizer on a list of weights; each kind of slot is a list in the same order.
         order = sorted(optimizer._index_dict.items(), key=lambda item: item[1])

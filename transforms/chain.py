@@ -18,10 +18,11 @@ class Chain(Layer):
     Args:
       channels: of the input.
       make_layers: returns the layers.
+      dtype: its policy; what it is given is cast to that. The layers have their own.
     """
 
-    def __init__(self, channels: int, make_layers: Callable[[], Sequence[Layer]], name: str | None = None):
-        super().__init__(name=name)
+    def __init__(self, channels: int, make_layers: Callable[[], Sequence[Layer]], name: str | None = None, dtype=None):
+        super().__init__(name=name, dtype=dtype)
         self.channels = channels
         self._make_layers = make_layers
         self._policy_when_made = tf.keras.mixed_precision.global_policy()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from transforms.chain import Chain
+from transforms.resample import DepthToSpace
 
 Layer = tf.keras.layers.Layer
 
@@ -44,22 +45,6 @@ class ResidualBlock(Layer):
 
     def call(self, x):
         return tf.nn.relu(x + self.second(self.first(x)))
-
-
-class DepthToSpace(Layer):
-    """[B, H, W, c] -> [B, factor H, factor W, c / factor²]."""
-
-    def __init__(self, factor: int, name: str | None = None):
-        super().__init__(name=name)
-        self.factor = factor
-
-    def compute_output_shape(self, input_shape):
-        batch, height, width, channels = input_shape
-        height, width = (size and size * self.factor for size in (height, width))
-        return tf.TensorShape([batch, height, width, channels // self.factor**2])
-
-    def call(self, x):
-        return tf.nn.depth_to_space(x, self.factor)
 
 
 def encoder(widths: Sequence[int], hidden: int) -> Chain:

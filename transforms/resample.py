@@ -33,6 +33,22 @@ class Upsample(tf.keras.layers.Conv2DTranspose):
         return x + tf.cast(self.bias, x.dtype) if self.use_bias else x
 
 
+class DepthToSpace(tf.keras.layers.Layer):
+    """[B, H, W, c] -> [B, factor H, factor W, c / factor²]."""
+
+    def __init__(self, factor: int, name: str | None = None):
+        super().__init__(name=name)
+        self.factor = factor
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        height, width = (size and size * self.factor for size in (height, width))
+        return tf.TensorShape([batch, height, width, channels // self.factor**2])
+
+    def call(self, x):
+        return tf.nn.depth_to_space(x, self.factor)
+
+
 def pad_to_multiple(x: tf.Tensor, factor: int) -> tf.Tensor:
     """Repeats the last row and column of [B, H, W, C] until H and W are multiples of `factor`."""
     for axis in (1, 2):

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from decode import SymbolHash
 
-from models import cwic, elic, sft
+from models import cwic, elic, sae_spn, sft
 from models.codec import load
 from models.images import encode_image, read_image
 
@@ -105,7 +105,23 @@ def tiny_cwic(steps: int) -> cwic.CWIC:
     return codec
 
 
-MODELS = {"elic": tiny_elic, "sft": tiny_sft, "cwic": tiny_cwic}
+def tiny_sae_spn(steps: int) -> sae_spn.SAESPN:
+    """A trained SAE-SPN of stage 1."""
+    config = sae_spn.Config(
+        widths=(4, 8, 12, 16, 24),
+        latent_groups=(2, 2, 4),
+        blocks=2,
+        norm="channel",
+        context_width=8,
+        discriminator_widths=(4, 8, 8, 8),
+    )
+    codec = sae_spn.SAESPN(config, loss_weights={"mse": 50.0})
+    codec.build_variables(training=True)
+    fit(codec, steps, 5e-3)
+    return codec
+
+
+MODELS = {"elic": tiny_elic, "sft": tiny_sft, "cwic": tiny_cwic, "sae_spn": tiny_sae_spn}
 
 
 def main() -> None:

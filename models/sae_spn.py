@@ -1,0 +1,473 @@
+"""SAE-SPN (CompressNet): generative compression below 0.1 bit per pixel, with predicted unpooling switches.
+
+Raman et al.: "CompressNet: Generative Compression at Extremely Low Bitrates", WACV 2020
+
+    images ──► encoder: 4 x [conv, max-pool] ──► latents at 1/16 ──► quantise to -2 .. 2 ──► file
+                    │                                                                         │
+                    │ maps before the pooling                                                 ▼
+                    │                                       shared residual block, 9 times ◄──┘
+                    │                                                  │
+                    ├──► intermediate loss ──────────────► 4 x upsample: 1/8, 1/4, 1/2, 1
+                    │                                                  │
+                    └──► switches: which pixel of a                    ├──► images ──► discriminator
+                         2x2 cell was the largest                      │               (training only)
+                                                                       │
+    variant    how the decoder upsamples                               │
+    sae        pixel shuffles                                          │
+    swwae      unpooling by the encoder's switches, which the file has to carry
+    sae_spn    pixel shuffles; at the full resolution unpooling by switches that are predicted from the map itself
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+
+if __name__ == "__main__":  # a command line does not open with TensorFlow's log
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from models.bit_context import ContextModel
+from models.codec import Codec, load_for_training
+from models.coding import tables
+from models.errors import UserError
+from models.images import ImageWarning
+from models.latents import LOGIT_BIAS, LOGIT_GAIN
+from models.registry import register
+from transforms import adversarial, perceptual, quantizers, sae, switches
+from transforms.exact import Conv, EntropyNet, Fixed, Output
+
+logger = logging.getLogger(__name__)
+
+VARIANTS = ("sae_spn", "sae", "swwae")
+
+#: What each part weighs in the generator's loss, pictures in -1..1 (paper, section 3; `switches` is ours).
+LOSS_WEIGHTS = {"mse": 1.0, "perceptual": 5.0, "intermediate": 1.0, "switches": 1.0, "adversarial": 1.0}
+
+#: The discriminator's learning rate, in parts of the generator's. The authors update it once, the generator five times.
+DISCRIMINATOR_RATE = 0.2
+
+#: Pictures with more pixels than this are far from what an instance normalisation saw in training: four of the
+#: paper's 512x512.
+LARGE = 4 * 512 * 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of the architecture (paper, section 3; widths as in the authors' release).
+
+    widths: channels at the full resolution, 1/2, 1/4, 1/8 and 1/16; all but the first divisible by 4.
+    latent_groups: channels of the latents that are predicted together; their sum is C, the channels of the latents.
+    blocks: how often the one residual block is applied.
+    norm: "instance" (paper) or "channel", which knows no size of the picture; see `transforms.sae.make_norm`.
+    sigma: hardness of the soft quantiser.
+    context_width: channels of the networks that predict the latents' bits.
+    discriminator_widths: channels of the discriminator at 1/2, 1/4, 1/8 and 1/16.
+    """
+
+    widths: tuple[int, int, int, int, int] = (60, 120, 240, 480, 960)
+    latent_groups: tuple[int, ...] = (2, 2, 4)
+    blocks: int = 9
+    norm: str = "instance"
+    sigma: float = 1.0
+    context_width: int = 32
+    discriminator_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+
+    @property
+    def latents(self) -> int:
+        """C."""
+        return sum(self.latent_groups)
+
+
+PRESETS = {
+    "base": Config(),
+    "small": Config(widths=(20, 40, 80, 160, 320), norm="channel", discriminator_widths=(32, 64, 128, 256)),
+}
+"""`base` is the paper's network, `small` a ninth of the work. Where they depart from the paper:
+
+* Normalisation. The authors have instance normalisation in the encoder and batch normalisation in the decoder. One
+  residual block applied nine times has nine statistics, which a single moving average cannot hold, so that in
+  inference the decoder would be another one than was trained: here the decoder has the encoder's kind. Instance
+  normalisation computes with statistics of the whole picture: a picture much larger than the training crops is
+  normalised differently from them (a warning says so), and its mean brightness can only survive in what the
+  normalisation does not see. `small` normalises each position over its channels instead.
+* The switch predictor is a classifier of the four pixels, trained with everything else by its cross-entropy, whose
+  gradient reaches the decoder. (The authors' code rounds a sigmoid down: its prediction is always the first pixel.)
+* The intermediate loss compares maps before the decoder's ReLU: the encoder's, normalised after theirs, have negative
+  values too. The encoder gets no gradient of it.
+* One update of the generator for each of the discriminator, at five times its learning rate, instead of five.
+* No CLAHE and no squashing to 512x512: pictures are what they are, padded to the stride.
+* The latents are entropy coded, where the paper counts log2(5) bits for each. The rate is no part of what trains
+  the transforms, as there.
+"""
+
+
+def parse_loss_weights(text: str) -> dict[str, float]:
+    """`mse=10,adversarial=0.1` -> all of `LOSS_WEIGHTS`, those changed. UserError if it is none."""
+    weights = dict(LOSS_WEIGHTS)
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value) if name in weights else np.nan
+        except ValueError:
+            number = np.nan
+        if not 0 <= number < np.inf:
+            raise UserError(f"--loss_weights {part}: takes NAME=NUMBER, 0 or above, of {', '.join(LOSS_WEIGHTS)}")
+        weights[name] = number
+    return weights
+
+
+class SwitchCoder(tf.Module):
+    """Codes switches, two bits each, with fixed probabilities for each channel: the row, then the column given the row.
+
+    Args:
+      channels: of the switches.
+    """
+
+    def __init__(self, channels: int, name: str):
+        super().__init__(name=name)
+        self.logits = EntropyNet(
+            1,
+            [Conv(3 * channels)],  # of: lower row; right column in the upper row; in the lower row
+            output=Output.ROWS,
+            output_gain=LOGIT_GAIN,
+            output_bias=LOGIT_BIAS,
+            rows=tables.NUM_LOGITS,
+            name="logits",
+        )
+
+    def transmit(self, coder, name: str, switch: tf.Tensor | None, shape) -> tf.Tensor:
+        """Codes switches, int32 [B, H, W, C] of that shape; None when decoding. Returns them decoded."""
+        one = tf.ones([shape[0], 1, 1, 1])
+        logits = self.logits.run(Fixed(one, np.ones(1)) if coder.exact else one)
+        wrap = Fixed if coder.exact else tf.identity
+        value = tf.split(logits.value if coder.exact else logits, 3, -1)
+        lower, upper_right, lower_right = (tf.broadcast_to(v, shape) for v in value)
+        sent = (None, None)
+        if switch is not None:
+            sent = (tf.cast(switch // 2, tf.float32), tf.cast(switch % 2, tf.float32))
+        kept = tf.ones(shape)
+        row = coder.bernoulli(name, sent[0], wrap(lower), kept)
+        column = coder.bernoulli(name, sent[1], wrap(tf.where(row > 0, lower_right, upper_right)), kept)
+        return tf.cast(2 * row + column, tf.int32)
+
+
+@register("sae_spn", model_id=4, config=Config, presets=PRESETS)
+class SAESPN(Codec):
+    """SAE-SPN and the two autoencoders it is compared with, on the zoo's contract; see `Codec`.
+
+    What instance normalisation means for large pictures is said beside the presets. Encoder and decoder compute in
+    floating point, what chooses the probabilities of bits in integers: files decode on every device.
+
+    Args:
+      config: the architecture.
+      variant: "sae_spn", "sae" or "swwae", as the head of this file says.
+      stage: 1 trains the autoencoder; 2 goes on with the discriminator. Weights of both stages compress.
+      loss_weights: of the parts of the loss; those of `LOSS_WEIGHTS` by default.
+      perceptual_features: the function of `transforms.perceptual.vgg16`; without it there is no perceptual loss.
+
+    Raises:
+      UserError: there is no such variant or stage, or the configuration cannot be built.
+    """
+
+    stride = (16, 32)  # latents at 1/16; an even number of columns for the checkerboard
+
+    def __init__(
+        self,
+        config: Config = PRESETS["base"],
+        variant: str = "sae_spn",
+        stage: int = 1,
+        loss_weights: dict[str, float] | None = None,
+        perceptual_features=None,
+    ):
+        c = config
+        if variant not in VARIANTS:
+            raise UserError(f"variant {variant!r}: there are {', '.join(VARIANTS)}")
+        if stage not in (1, 2):
+            raise UserError(f"stage {stage}: there are stages 1 and 2")
+        if len(c.widths) != 5 or any(width % 4 for width in c.widths[1:]):
+            raise UserError(f"widths {c.widths}: must be five, all but the first divisible by 4 for the pixel shuffles")
+        if c.norm not in sae.NORMS:
+            raise UserError(f"norm {c.norm!r}: there are {', '.join(sae.NORMS)}")
+        super().__init__(config, lmbda=1.0)
+        self.variant, self.stage = variant, stage
+        self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
+        self._features = perceptual_features
+        names = ["loss", "bpp", "mse", "psnr", "intermediate"]
+        names += ["perceptual"] * (perceptual_features is not None) + ["switches"] * (variant == "sae_spn")
+        names += ["adversarial", "discriminator"] * (stage == 2)
+        self.metric_names = tuple(names)
+        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in names}
+
+        self.encoder = sae.Encoder(c.widths, c.latents, c.norm)
+        switching = {"sae": ["none"] * 4, "swwae": ["true"] * 4, "sae_spn": ["none"] * 3 + ["predicted"]}[variant]
+        self.synthesis = sae.Decoder(c.widths, c.latents, c.blocks, c.norm, switching)
+        # The bits of the latents: which are not 0; then sign and size of those. See `transforms.quantizers`.
+        self.zero_context = ContextModel(1, c.latent_groups, c.context_width, name="zero_context")
+        self.value_context = ContextModel(c.latents, [2 * c.latents], c.context_width, name="value_context")
+        if variant == "swwae":
+            self.switch_coders = [SwitchCoder(w, f"switches{k}") for k, w in enumerate(reversed(c.widths[:-1]))]
+        self.discriminator = None  # of a training, not of the codec: `compile` makes it
+
+    def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Images [B, H, W, 3], padded -> latents before they are quantised, float32 [B, H / 16, W / 16, C], and the
+        maps before each max-pooling, fine to coarse."""
+        return self.encoder(2 * self.normalise(images))
+
+    def transmit(self, coder, images=None, shape=None):
+        """Walks the latents and, for swwae, the switches in coding order; see `Codec.transmit`."""
+        latents, maps = None, None
+        if images is not None:
+            latents, maps = self.analyse(images)
+            shape = tf.shape(images)[:3]
+        return self._transmit(coder, latents, maps, shape)
+
+    def _transmit(self, coder, latents, maps, shape) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Of what `analyse` gives, or of nothing when decoding; shape: (B, H, W) of the padded images.
+
+        Returns the levels of the latents, float32 [B, H / 16, W / 16, C], and the switches, coarse to fine, if any.
+        """
+        batch, rows, columns = shape[0], shape[1] // 16, shape[2] // 16
+        levels = None if latents is None else quantizers.quantise(latents, self.config.sigma)
+        # The context model is to predict the levels, not to change them.
+        decoded = self._transmit_levels(
+            coder, None if levels is None else tf.stop_gradient(levels), tf.ones([batch, rows, columns, 1])
+        )
+        if levels is not None:  # the values that were decoded, with the gradients of those that were sent
+            decoded += levels - tf.stop_gradient(levels)
+        found = []
+        if self.variant == "swwae":
+            for k, switch_coder in enumerate(self.switch_coders):
+                switch = None if maps is None else switches.find(maps[-1 - k])
+                size = [batch, 2**k * rows, 2**k * columns, self.config.widths[-2 - k]]
+                found.append(switch_coder.transmit(coder, "switches", switch, size))
+        return decoded, found
+
+    def _transmit_levels(self, coder, levels: tf.Tensor | None, ones: tf.Tensor) -> tf.Tensor:
+        """Levels [B, H, W, C] as bits. ones: [B, H, W, 1], all that is known at first: where the picture ends."""
+        sent = pair = None
+        if levels is not None:
+            sent, *pair = quantizers.to_bits(levels)
+            pair = tf.concat(pair, -1)
+        nonzero = self.zero_context.transmit(coder, "latents", ones, sent, tf.repeat(ones, self.config.latents, -1))
+        kept = tf.concat([nonzero, nonzero], -1)
+        pair = self.value_context.transmit(coder, "latents", 2 * nonzero - 1, pair, kept)
+        return quantizers.from_bits(nonzero, *tf.split(pair, 2, -1))
+
+    def reconstruct(self, latents: tuple[tf.Tensor, list[tf.Tensor]]) -> tf.Tensor:
+        return self.denormalise(self.synthesis(*latents)[0] / 2)
+
+    def make_entropy_models(self) -> None:
+        """None: networks predict the probability of each bit."""
+
+    def table_rows(self) -> list[tables.Row]:
+        """The rows of the CDF bank."""
+        return tables.bernoulli_rows()
+
+    def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:
+        """See `Codec`. Warns of pictures that instance normalisation makes something else of than of crops."""
+        if (
+            self.config.norm == "instance"
+            and np.ndim(images) == 4
+            and np.shape(images)[1] * np.shape(images)[2] > LARGE
+        ):
+            height, width = np.shape(images)[1:3]
+            warnings.warn(
+                f"{width}x{height}: these weights normalise over the whole picture, and were trained on small ones: "
+                "colours and contrast may be off",
+                ImageWarning,
+                stacklevel=2,
+            )
+        return super().compress_batch(images, **controls)
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def compile(self, optimizer="rmsprop", **kwargs) -> None:
+        """Keras' own; in stage 2 it makes the discriminator, and an optimizer of the same kind for it."""
+        super().compile(optimizer=optimizer, **kwargs)
+        if self.stage == 1:
+            return
+        self.discriminator = adversarial.discriminator(self.config.discriminator_widths)
+        self.discriminator.build()
+        scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+        own = self.optimizer.inner_optimizer if scaled else self.optimizer
+        rate = _PartOf(own, DISCRIMINATOR_RATE)
+        twin = type(own).from_config({**own.get_config(), "learning_rate": rate, "use_ema": False})
+        self.discriminator_optimizer = tf.keras.mixed_precision.LossScaleOptimizer(twin) if scaled else twin
+        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    @property
+    def trainable_weights(self) -> list[tf.Variable]:
+        """The generator's, which `optimizer` trains; the discriminator is not among them."""
+        others = {id(v) for v in self.discriminator.trainable_weights} if self.discriminator else ()
+        return [v for v in super().trainable_weights if id(v) not in others]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """See `Codec`. A weights file has no discriminator: another training begins with another one."""
+        return {name: value for name, value in super().tensors().items() if not name.startswith("discriminator/")}
+
+    def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
+        """Scalars of a batch [B, H, W, 3] in 0..255: "loss" is the generator's, "discriminator" that of the other.
+
+        No gradient of the one reaches the other's variables through its own loss: `train_step` takes each loss to its
+        player's variables only. "bpp" trains the context model only. "switches" is the share of right predictions;
+        chance is 0.25.
+        """
+        images = tf.cast(images, tf.float32)
+        padded = self.pad(images)
+        coder, weights = self._rate_coder(training), self.loss_weights
+        latents, maps = self.analyse(padded)
+        fakes, made, logits = self.synthesis(*self._transmit(coder, latents, maps, tf.shape(padded)[:3]))
+        reconstruction = self.denormalise(fakes / 2)
+        shown = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
+        figures = self.rate_and_distortion(images, shown, coder.bits, training)
+        figures = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
+        figures["intermediate"] = tf.add_n(
+            [
+                tf.reduce_mean(tf.math.squared_difference(tf.cast(m, tf.float32), tf.stop_gradient(of_encoder)))
+                for m, of_encoder in zip(reversed(made), maps)
+            ]
+        )
+        loss = figures["bpp"] + weights["mse"] * figures["mse"] / 127.5**2
+        loss += weights["intermediate"] * figures["intermediate"]
+        if self._features is not None:
+            figures["perceptual"] = perceptual.loss(self._features, padded, reconstruction)
+            loss += weights["perceptual"] * figures["perceptual"]
+        if self.variant == "sae_spn":
+            entropy, figures["switches"] = switches.prediction(logits[-1], maps[0])
+            loss += weights["switches"] * entropy
+        if self.discriminator:
+            photographs = 2 * self.normalise(padded)
+            figures["adversarial"] = adversarial.generator_loss(self.discriminator, fakes)
+            loss += weights["adversarial"] * figures["adversarial"]
+            penalty = float(training)  # has no say in how well it tells pictures apart
+            figures["discriminator"] = adversarial.discriminator_loss(self.discriminator, photographs, fakes, penalty)
+        return {**figures, "loss": loss}
+
+    def train_step(self, images):
+        """One step of both players on a batch [B, P, P, 3]; in stage 1 of the autoencoder alone."""
+        if self.stage == 1:
+            return super().train_step(images)
+        images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
+        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape(persistent=True) as tape:
+            losses = self.losses(images, training=True)
+            mine, theirs = share * losses["loss"], share * losses["discriminator"]
+        self.optimizer.minimize(mine, self.trainable_variables, tape=tape)
+        self.discriminator_optimizer.minimize(theirs, self.discriminator.trainable_variables, tape=tape)
+        return self._update(losses)
+
+    def settings(self) -> dict[str, str]:
+        """Variant, stage and weights of the losses, which its weights file tells."""
+        weights = ",".join(f"{name}={value:g}" for name, value in self.loss_weights.items())
+        return {"variant": self.variant, "stage": str(self.stage), "loss_weights": weights}
+
+    @classmethod
+    def from_settings(cls, config, settings) -> SAESPN:
+        """Inverse of `settings`."""
+        weights = parse_loss_weights(settings.get("loss_weights", ""))
+        return cls(config, settings.get("variant", ""), int(settings.get("stage", "")), weights)
+
+    @classmethod
+    def add_train_flags(cls, parser) -> None:
+        """--variant, --stage, --perceptual_model and --loss_weights."""
+        parser.add_argument(
+            "--variant",
+            choices=VARIANTS,
+            help="How the decoder upsamples: sae_spn by switches that it predicts (the default), sae by pixel shuffles "
+            "alone, swwae by the switches of the encoder, which its files carry.",
+        )
+        parser.add_argument(
+            "--stage",
+            type=int,
+            choices=(1, 2),
+            default=1,
+            help="1 trains the autoencoder; 2 goes on from its weights (--init_weights) against a discriminator.",
+        )
+        parser.add_argument(
+            "--perceptual_model",
+            metavar="vgg16|FILE",
+            help="Adds a perceptual loss: vgg16 takes the weights of keras.applications, FILE is a file of those "
+            "(vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5).",
+        )
+        parser.add_argument(
+            "--loss_weights",
+            default="",
+            metavar="NAME=W[,…]",
+            help="Weights of parts of the loss that differ from the paper's: "
+            + ",".join(f"{name}={value:g}" for name, value in LOSS_WEIGHTS.items()),
+        )
+
+    @classmethod
+    def check_train_flags(cls, args) -> None:
+        """UserError if a stage lacks its weights, or a file or a weight is none."""
+        parse_loss_weights(args.loss_weights)
+        if args.stage == 2 and not args.init_weights:
+            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
+        if args.perceptual_model not in (None, "vgg16") and not os.path.isfile(args.perceptual_model):
+            raise UserError(f"--perceptual_model {args.perceptual_model}: neither vgg16 nor a file")
+
+    @classmethod
+    def for_training(cls, args) -> SAESPN:
+        """A new codec of stage 1, or one of the stage that is asked for with the weights of another."""
+        config, variant, before = cls.entry.presets[args.preset], args.variant or VARIANTS[0], None
+        if args.init_weights:
+            before = load_for_training(args.init_weights)
+            if not isinstance(before, cls):
+                raise UserError(f"{args.init_weights}: weights of {before.entry.name}, not of {cls.entry.name}")
+            if args.variant not in (None, before.variant):
+                raise UserError(f"{args.init_weights}: weights of the variant {before.variant}, not {args.variant}")
+            config, variant = before.config, before.variant
+        features = load_features(args.perceptual_model)
+        codec = cls(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
+        return codec.begin_with(before) if before else codec
+
+    def begin_with(self, before: SAESPN) -> SAESPN:
+        """Takes the weights of a codec of the same configuration and variant that has its training variables."""
+        self.build_variables(training=True)
+        trained = before.named_variables()
+        for name, variable in self.named_variables().items():
+            variable.assign(trained[name])
+        return self
+
+
+def load_features(name: str | None):
+    """What --perceptual_model names, as of `transforms.perceptual.vgg16`; None, which the log tells, without weights.
+
+    Raises:
+      UserError: it is a file, and not one of VGG-16's weights.
+    """
+    if name is None:
+        logger.warning("no --perceptual_model: training without the perceptual loss")
+        return None
+    try:
+        return perceptual.vgg16("imagenet" if name == "vgg16" else name)
+    except Exception as error:  # Keras raises what the network or the format's library happens to raise
+        reason = " ".join(str(error).split())[:200]
+        if name != "vgg16":
+            raise UserError(f"--perceptual_model {name}: not a file of VGG-16's weights ({reason})") from error
+        logger.warning("no weights of vgg16 to be had (%s): training without the perceptual loss", reason)
+        return None
+
+
+class _PartOf(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """A part of another optimizer's learning rate, whatever sets that."""
+
+    def __init__(self, optimizer: tf.keras.optimizers.Optimizer, part: float):
+        self._optimizer, self._part = optimizer, part
+
+    def __call__(self, step):
+        return self._part * self._optimizer.learning_rate
+
+    def get_config(self):
+        return {"learning_rate": float(self(0))}  # for the record: it is made anew with its optimizer
+
+
+if __name__ == "__main__":
+    from models.cli import main
+
+    main("sae_spn")
