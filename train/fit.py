@@ -341,7 +341,7 @@ class Run:
         """How the weights came about, for the header of the weights file: numbers, but no paths."""
         names = ("batchsize", "patchsize", "learning_rate", "schedule", "drop_share", "clipnorm", "ema")
         kept = {name: str(getattr(self.options, name)) for name in (*names, "mixed_precision", "seed")}
-        return {"steps": str(int(codec.optimizer.iterations)), **kept}
+        return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}
 
 
 def _calibration(source: Source, options: FitOptions) -> np.ndarray:
