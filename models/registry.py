@@ -24,7 +24,7 @@ class Entry:
 
 
 #: Model id -> name, for all models whether imported or not; part of the bit stream format.
-MODEL_IDS = {1: "elic", 2: "sft", 3: "cwic"}
+MODEL_IDS = {1: "elic", 2: "sft", 3: "cwic", 5: "elc"}
 _ENTRIES: dict[str, Entry] = {}
 
 
