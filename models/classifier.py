@@ -164,7 +164,12 @@ class Classifier(tf.keras.Model):
             name: variable.numpy().astype(np.float16) if variable.trainable else variable.numpy()
             for name, variable in self.named_variables().items()
         }
-        header = {"model": "classifier", "widths": json.dumps(self.widths), "labels": json.dumps(self.labels)}
+        header = {
+            "model": "classifier",
+            "widths": json.dumps(self.widths),
+            "labels": json.dumps(self.labels),
+            "weights_id": weights.fingerprint(tensors).hex(),
+        }
         weights.write(path, tensors, {**(metadata or {}), **header}, force=force)
 
     def load_keras(self, source: str) -> None:
@@ -195,6 +200,8 @@ def load(path) -> Classifier:
     tensors, metadata = weights.read(path)
     if metadata.get("model") != "classifier":
         raise UserError(f"{path}: weights of {metadata.get('model')}, not of a classifier")
+    if metadata.get("weights_id") != weights.fingerprint(tensors).hex():
+        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
     try:
         classifier = Classifier(json.loads(metadata["widths"]), json.loads(metadata["labels"]))
         for name, variable in classifier.named_variables().items():

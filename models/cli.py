@@ -207,7 +207,8 @@ def _add_stream_command(commands, name: str, command) -> None:
         def work(source: Path) -> str:
             data = _read_bytes(source)
             codec = codec_for(container.unpack(data)[0])
-            return f"{source}: {_guarded(command.run, codec, args, data)}"
+            text = _guarded(command.run, codec, args, data)
+            return f"{source}:\n{text}" if "\n" in text else f"{source}: {text}"
 
         return _each(images.expand_inputs(args.inputs), work)
 

@@ -332,9 +332,9 @@ class ELC(Codec):
 
     def losses(self, batch, training: bool) -> dict[str, tf.Tensor]:
         """The figures of the stage, see `METRICS`, for a `batch`: scalars, "loss" the one to minimise."""
-        return self._losses(batch, training)[0]
+        return self._forward(batch, training)[0]
 
-    def _losses(self, batch, training: bool):
+    def _forward(self, batch, training: bool):
         """`losses`, and what the discriminator compares: images and reconstruction, padded, 0..255; y_hat."""
         images, labels = batch
         images = tf.cast(images, tf.float32)
@@ -394,7 +394,7 @@ class ELC(Codec):
         if self.stage != "adversarial":
             return super().train_step(data)
         with tf.GradientTape() as tape:
-            losses, (images, reconstruction, latents) = self._losses(self.batch(data), training=True)
+            losses, (images, reconstruction, latents) = self._forward(self.batch(data), training=True)
             loss = losses["loss"]
         # Both steps name their variables: neither moves the other's, nor takes the gradient of the other's loss.
         rate = self.optimizer.learning_rate
@@ -525,7 +525,7 @@ class ELC(Codec):
             raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
         codec = cls.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=args.lambda_class)
         if args.stage == "adversarial":
-            codec.perceptual_features = _perceptual_features(args.perceptual)
+            codec.perceptual_features = perceptual_features_of(args.perceptual)
         return codec
 
     # ---- the command line -----------------------------------------------------------------------------------------
@@ -535,7 +535,7 @@ class ELC(Codec):
         probabilities = self.classify(data)
         labels = self.labels if args.labels is None else read_labels(args.labels, len(probabilities))
         best = np.argsort(-probabilities, kind="stable")[:5]
-        return "".join(f"\n{100 * probabilities[k]:7.2f} %  {labels[k]}" for k in best)
+        return "\n".join(f"{100 * probabilities[k]:7.2f} %  {labels[k]}" for k in best)
 
 
 ELC.stream_commands = {
@@ -561,7 +561,7 @@ def read_labels(path, count: int) -> list[str]:
     return labels
 
 
-def _perceptual_features(source: str | None) -> perceptual.Features | None:
+def perceptual_features_of(source: str | None) -> perceptual.Features | None:
     """What --perceptual names; see `ELC.add_train_flags`."""
     if source is None:
         logger.warning("no --perceptual: the adversarial stage trains without a perceptual distance")

@@ -124,7 +124,7 @@ class Photographs:
           UserError: this picture and the `MAX_DAMAGED` after it are damaged.
         """
         turn, place = divmod(draw, len(self))
-        order = _permutation(seed, turn, len(self))
+        order = permutation(seed, turn, len(self))
         for attempt in range(min(len(self), MAX_DAMAGED)):
             index = order[(place + attempt) % len(self)]
             if self.photographs[index].path in self._damaged:
@@ -180,7 +180,7 @@ class Photographs:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(seed: int, turn: int, length: int) -> np.ndarray:
+def permutation(seed: int, turn: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, turn]).permutation(length)
 
 
@@ -328,7 +328,7 @@ class TfdsImages:
 
         def crops(image: np.ndarray, draw: np.ndarray) -> np.ndarray:
             random = np.random.Generator(np.random.Philox(key=[seed, int(draw)]))
-            image = _as_rgb(image)
+            image = as_rgb(image)
             return np.stack([random_crop(image, self.patchsize, random) for _ in range(count)])
 
         def tf_crops(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
@@ -345,7 +345,7 @@ class TfdsImages:
           UserError: there is none.
         """
         images = self._images().take(limit)
-        crops = [centre_crop(_as_rgb(image), self.patchsize) for image in images.as_numpy_iterator()]
+        crops = [centre_crop(as_rgb(image), self.patchsize) for image in images.as_numpy_iterator()]
         if not crops:
             size = f"{self.patchsize}x{self.patchsize}"
             raise UserError(f"--tfds {self._builder.name}: no picture of {self._split} is at least {size}")
@@ -418,7 +418,7 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def _as_rgb(image: np.ndarray) -> np.ndarray:
+def as_rgb(image: np.ndarray) -> np.ndarray:
     """`[H, W, 3]` from grey, grey with alpha, RGB or RGB with alpha."""
     return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
 

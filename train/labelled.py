@@ -10,6 +10,7 @@ crop of a small part may not show what the label says.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +21,13 @@ from PIL import Image
 
 from models.errors import UserError
 from models.images import read_image
-from train.data import HOLD_OUT, _as_rgb, _permutation, centre_crop, random_crop
+from train.data import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, random_crop
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
-#: TensorFlow Datasets' splits are held in memory up to so many pictures.
-MAX_IN_MEMORY = 20_000
+#: Of a split of TensorFlow Datasets no more than so many pictures are taken: they are held in memory.
+MAX_IN_MEMORY = 10_000
 
 
 def scaled(image: np.ndarray, size: int) -> np.ndarray:
@@ -50,6 +53,7 @@ class LabelledPictures:
     def __init__(self, pictures: Sequence, labels: Sequence[int], classes: Sequence[str], patchsize: int):
         self.pictures, self.labels = list(pictures), np.asarray(labels, np.int32)
         self.classes, self.patchsize = tuple(classes), patchsize
+        self._damaged: set[str] = set()
         self._read = functools.lru_cache(maxsize=4096)(self._read_uncached)
 
     def __len__(self) -> int:
@@ -74,18 +78,25 @@ class LabelledPictures:
     ) -> tf.data.Dataset:
         """See `train.data.Source.crops`. Each pass through the pictures is another permutation of them.
 
-        Raises:
-          UserError: a picture is damaged.
+        Damaged pictures are skipped when they are met, and counted.
         """
         del context  # the draws are this worker's own already
         p = self.patchsize
 
         def crops(draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             turn, place = divmod(int(draw), len(self))
-            index = int(_permutation(seed, turn, len(self))[place])
+            order = permutation(seed, turn, len(self))
             random = np.random.Generator(np.random.Philox(key=[seed, int(draw)]))
-            patches = np.stack([random_crop(self._read(index), p, random) for _ in range(count)])
-            return patches, np.full([count], self.labels[index])
+            for attempt in range(min(len(self), MAX_DAMAGED)):
+                index = int(order[(place + attempt) % len(self)])
+                try:
+                    picture = self._read(index)
+                except UserError as error:
+                    self._note_damaged(error)
+                    continue
+                patches = np.stack([random_crop(picture, p, random) for _ in range(count)])
+                return patches, np.full([count], self.labels[index])
+            raise UserError(f"{self.pictures[index]}: damaged, and so are those around it")
 
         def tf_crops(draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             patches, labels = tf.numpy_function(crops, [draw], (tf.uint8, tf.int32), stateful=False)
@@ -94,9 +105,26 @@ class LabelledPictures:
         return draws.map(tf_crops, num_parallel_calls=tf.data.AUTOTUNE)
 
     def centre_crops(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """The centres of at most `limit` pictures, spread over them: uint8 [N, P, P, 3], and their classes int32 [N]."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).round().astype(int))
-        return np.stack([centre_crop(self._read(int(i)), self.patchsize) for i in chosen]), self.labels[chosen]
+        """The centres of at most `limit` pictures, spread over them: uint8 [N, P, P, 3]; their classes, int32 [N].
+
+        Raises:
+          UserError: none of them can be decoded.
+        """
+        patches, labels = [], []
+        for index in np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).round().astype(int)):
+            try:
+                patches.append(centre_crop(self._read(int(index)), self.patchsize))
+                labels.append(self.labels[index])
+            except UserError as error:
+                self._note_damaged(error)
+        if not patches:
+            raise UserError(f"{self.pictures[0]}: damaged, and so are all others to validate on")
+        return np.stack(patches), np.array(labels, np.int32)
+
+    def _note_damaged(self, error: UserError) -> None:
+        if str(error) not in self._damaged:
+            self._damaged.add(str(error))
+            logger.warning("damaged pictures skipped so far: %d. The last: %s", len(self._damaged), error)
 
 
 def open_labelled(name: str, patchsize: int) -> tuple[LabelledPictures, LabelledPictures]:
@@ -158,7 +186,7 @@ def _open_tfds(name: str, patchsize: int) -> tuple[LabelledPictures, LabelledPic
 
     def read(split: str) -> LabelledPictures:
         records = builder.as_dataset(split=split).take(MAX_IN_MEMORY).as_numpy_iterator()
-        pairs = [(scaled(_as_rgb(record["image"]), patchsize), record["label"]) for record in records]
+        pairs = [(scaled(as_rgb(record["image"]), patchsize), record["label"]) for record in records]
         if not pairs:
             raise UserError(f"--labelled {name}: no pictures in {split}")
         return LabelledPictures(*zip(*pairs), classes, patchsize)

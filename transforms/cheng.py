@@ -33,7 +33,8 @@ class SubPixelConv(Conv2D):
         super().__init__(4 * channels, 3, padding="same", **kwargs)
 
     def call(self, x):
-        return tf.nn.depth_to_space(super().call(x), 2)
+        x = tf.nn.conv2d(x, self.kernel, 1, "SAME") + self.bias
+        return tf.nn.depth_to_space(x, 2)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, _ = input_shape

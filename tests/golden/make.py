@@ -23,12 +23,15 @@ import numpy as np
 import tensorflow as tf
 from decode import SymbolHash
 
-from models import cwic, elic, sft
+from models import cwic, elc, elic, sft
+from models.classifier import Classifier
 from models.codec import load
 from models.images import encode_image, read_image
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPH = HERE.parent.parent / "res" / "eval" / "kodim23_512x384.png"
+#: Classes of ELC's classifier.
+LABELS = ("parrot", "leaf", "other")
 #: Rows and columns of the photograph that the golden stream shows: an odd size, neither a multiple of a stride.
 CROP = (slice(90, 90 + 75), slice(100, 100 + 93))
 
@@ -105,7 +108,34 @@ def tiny_cwic(steps: int) -> cwic.CWIC:
     return codec
 
 
-MODELS = {"elic": tiny_elic, "sft": tiny_sft, "cwic": tiny_cwic}
+def tiny_elc(steps: int) -> elc.ELC:
+    """An ELC of stage "decoder", with all that files are read with; only its base is trained, 30 steps will do."""
+    config = elc.Config(
+        width=8,
+        hyper_widths=(8, 8),
+        hyper_features=16,
+        parameter_widths=(16, 16),
+        transform_width=8,
+        classifier_widths=(8, 8, 8, 8, 16),
+        enhanced_width=8,
+        growth=4,
+        dense_blocks=1,
+        discriminator_width=4,
+    )
+    base = elc.ELC(config, lmbda=0.1)
+    base.build_variables(training=True)
+    # As for ELIC: latents that stand out from the first step on.
+    names = base.named_variables()
+    for name, factor in (("analysis/layers/7/kernel", 20), ("synthesis/layers/1/first/kernel", 1 / 20)):
+        names[name].assign(factor * names[name])
+    fit(base, steps, 8e-3)
+    classification = elc.ELC.following(base, "classification", Classifier(config.classifier_widths, LABELS))
+    codec = elc.ELC.following(classification, "decoder")
+    codec.enhancement.fuse.kernel.assign(tf.random.normal(codec.enhancement.fuse.kernel.shape, stddev=0.02))
+    return codec
+
+
+MODELS = {"elic": tiny_elic, "sft": tiny_sft, "cwic": tiny_cwic, "elc": tiny_elc}
 
 
 def main() -> None:
