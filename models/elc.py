@@ -500,6 +500,8 @@ class ELC(Codec):
             raise UserError("--stage classification needs pictures with labels: name their folder with --labelled")
         if args.classifier and args.stage != "classification":
             raise UserError("--classifier is for --stage classification; later stages keep it")
+        if args.stage == "adversarial" and (args.runtime == "pjrt" or args.export_only or args.import_state):
+            raise UserError("--stage adversarial: not under --runtime pjrt, which knows no discriminator")
         if args.perceptual and args.stage != "adversarial":
             raise UserError("--perceptual is for --stage adversarial")
         for name, value in (("--lambda", args.lmbda), ("--lambda_class", args.lambda_class)):
