@@ -45,10 +45,10 @@ class SubPixelConv(Conv2D):
 class _Residual(Layer):
     """first, leaky ReLU, second, last; plus the skip. The subclasses say what these are."""
 
-    first: Layer
-    second: Layer
-    last: Layer | None = None
-    skip: Layer | None = None
+    def __init__(self, first: Layer, second: Layer, last: Layer | None = None, skip: Layer | None = None, name=None):
+        super().__init__(name=name)
+        # Not attributes of the class, whose layers Keras would not find.
+        self.first, self.second, self.last, self.skip = first, second, last, skip
 
     def build(self, input_shape):
         self.first.build(input_shape)
@@ -73,31 +73,37 @@ class ResidualBlock(_Residual):
     """x + [3x3, leaky ReLU, 3x3, leaky ReLU](x): [B, H, W, channels] -> the same shape."""
 
     def __init__(self, channels: int, name: str | None = None):
-        super().__init__(name=name)
-        self.first = Conv2D(channels, 3, padding="same", name="first")
-        self.second = Conv2D(channels, 3, padding="same", name="second")
+        super().__init__(
+            Conv2D(channels, 3, padding="same", name="first"),
+            Conv2D(channels, 3, padding="same", name="second"),
+            name=name,
+        )
 
 
 class ResidualDown(_Residual):
     """[3x3 stride 2, leaky ReLU, 3x3, GDN](x) + [1x1 stride 2](x): [B, H, W, C] -> [B, H / 2, W / 2, channels]."""
 
     def __init__(self, channels: int, name: str | None = None):
-        super().__init__(name=name)
-        self.first = Downsample(channels, 3, name="first")
-        self.second = Conv2D(channels, 3, padding="same", name="second")
-        self.last = GDN(name="gdn")
-        self.skip = Conv2D(channels, 1, strides=2, name="skip")
+        super().__init__(
+            Downsample(channels, 3, name="first"),
+            Conv2D(channels, 3, padding="same", name="second"),
+            GDN(name="gdn"),
+            Conv2D(channels, 1, strides=2, name="skip"),
+            name=name,
+        )
 
 
 class ResidualUp(_Residual):
     """[sub-pixel, leaky ReLU, 3x3, inverse GDN](x) + [sub-pixel](x): [B, H, W, C] -> [B, 2 H, 2 W, channels]."""
 
     def __init__(self, channels: int, name: str | None = None):
-        super().__init__(name=name)
-        self.first = SubPixelConv(channels, name="first")
-        self.second = Conv2D(channels, 3, padding="same", name="second")
-        self.last = GDN(inverse=True, name="igdn")
-        self.skip = SubPixelConv(channels, name="skip")
+        super().__init__(
+            SubPixelConv(channels, name="first"),
+            Conv2D(channels, 3, padding="same", name="second"),
+            GDN(inverse=True, name="igdn"),
+            SubPixelConv(channels, name="skip"),
+            name=name,
+        )
 
 
 def analysis(width: int) -> Chain:

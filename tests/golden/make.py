@@ -127,7 +127,7 @@ def tiny_elc(steps: int) -> elc.ELC:
     # As for ELIC: latents that stand out from the first step on. Not by much: inverse GDNs amplify what is loud.
     kernel = base.named_variables()["analysis/layers/7/kernel"]
     kernel.assign(4 * kernel)
-    fit(base, steps, 4e-3)
+    fit(base, steps, 1e-2)
     classification = elc.ELC.following(base, "classification", Classifier(config.classifier_widths, LABELS))
     codec = elc.ELC.following(classification, "decoder")
     codec.enhancement.fuse.kernel.assign(tf.random.normal(codec.enhancement.fuse.kernel.shape, stddev=0.02))

@@ -51,6 +51,14 @@ def test_stages_are_those_of_the_synthesis():
     np.testing.assert_allclose(synthesis.layers[-1](features[-1]), picture, rtol=1e-4, atol=1e-5)
 
 
+def test_every_part_of_a_block_is_trained():
+    """Weights of both convolutions, of the GDN and of the skip: what Keras does not find is neither trained nor saved."""
+    for make, count in ((cheng.ResidualBlock, 4), (cheng.ResidualDown, 8), (cheng.ResidualUp, 8)):
+        layer = make(6)
+        layer.build(tf.TensorShape([None, None, None, 6]))
+        assert len(layer.trainable_variables) == count
+
+
 def test_widths_of_the_paper():
     analysis = cheng.analysis(192)
     analysis.build()
