@@ -52,7 +52,7 @@ def test_stages_are_those_of_the_synthesis():
 
 
 def test_every_part_of_a_block_is_trained():
-    """Weights of both convolutions, of the GDN and of the skip: what Keras does not find is neither trained nor saved."""
+    """Both convolutions, the GDN and the skip: what Keras does not find is neither trained nor saved."""
     for make, count in ((cheng.ResidualBlock, 4), (cheng.ResidualDown, 8), (cheng.ResidualUp, 8)):
         layer = make(6)
         layer.build(tf.TensorShape([None, None, None, 6]))
