@@ -20,6 +20,7 @@ from models import weights
 from models.codec import variables_by_path
 from models.errors import UserError
 from transforms.chain import Chain
+from transforms.resample import Subsample
 
 Layer = tf.keras.layers.Layer
 Conv2D = tf.keras.layers.Conv2D
@@ -36,7 +37,7 @@ def cut_channels(widths: Sequence[int]) -> int:
 
 
 class _NormalisedBlock(Layer):
-    """ReLU([3x3 stride 2, norm, ReLU, 3x3, norm](x) + [1x1 stride 2](x)): [B, H, W, C] -> [B, H / 2, W / 2, channels].
+    """ReLU([3x3 stride 2, norm, ReLU, 3x3, norm](x) + [1x1](every other x)): [B, H, W, C] -> [B, H / 2, W / 2, channels].
 
     Group normalisation: unlike batch normalisation it works alike in training and inference.
     """
@@ -48,7 +49,7 @@ class _NormalisedBlock(Layer):
         self.first_norm = norm(groups=8, name="first_norm")
         self.second = Conv2D(channels, 3, padding="same", use_bias=False, name="second")
         self.second_norm = norm(groups=8, name="second_norm")
-        self.skip = Conv2D(channels, 1, strides=2, name="skip")
+        self.skip = Subsample(channels, name="skip")
 
     def build(self, input_shape):
         inner = self.first.compute_output_shape(input_shape)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from transforms.chain import Chain
 from transforms.elic import Attention
 from transforms.gdn import GDN
-from transforms.resample import Downsample
+from transforms.resample import Downsample, Subsample
 
 Layer = tf.keras.layers.Layer
 Conv2D = tf.keras.layers.Conv2D
@@ -81,14 +81,14 @@ class ResidualBlock(_Residual):
 
 
 class ResidualDown(_Residual):
-    """[3x3 stride 2, leaky ReLU, 3x3, GDN](x) + [1x1 stride 2](x): [B, H, W, C] -> [B, H / 2, W / 2, channels]."""
+    """[3x3 stride 2, leaky ReLU, 3x3, GDN](x) + [1x1](every other x): [B, H, W, C] -> [B, H / 2, W / 2, channels]."""
 
     def __init__(self, channels: int, name: str | None = None):
         super().__init__(
             Downsample(channels, 3, name="first"),
             Conv2D(channels, 3, padding="same", name="second"),
             GDN(name="gdn"),
-            Conv2D(channels, 1, strides=2, name="skip"),
+            Subsample(channels, name="skip"),
             name=name,
         )
 

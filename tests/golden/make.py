@@ -126,7 +126,7 @@ def tiny_elc(steps: int) -> elc.ELC:
     base.build_variables(training=True)
     # As for ELIC: latents that stand out from the first step on. Not by much: inverse GDNs amplify what is loud.
     kernel = base.named_variables()["analysis/layers/7/kernel"]
-    kernel.assign(4 * kernel)
+    kernel.assign(16 * kernel)
     fit(base, steps, 1e-2)
     classification = elc.ELC.following(base, "classification", Classifier(config.classifier_widths, LABELS))
     codec = elc.ELC.following(classification, "decoder")
