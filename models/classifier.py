@@ -37,7 +37,7 @@ def cut_channels(widths: Sequence[int]) -> int:
 
 
 class _NormalisedBlock(Layer):
-    """ReLU([3x3 stride 2, norm, ReLU, 3x3, norm](x) + [1x1](every other x)): [B, H, W, C] -> [B, H / 2, W / 2, channels].
+    """ReLU([3x3 stride 2, norm, ReLU, 3x3, norm](x) + [1x1](every other x)): [B, H, W, C] -> [B, H / 2, W / 2, c].
 
     Group normalisation: unlike batch normalisation it works alike in training and inference.
     """
