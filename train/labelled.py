@@ -65,8 +65,8 @@ class LabelledPictures:
 
     def split(self, every: int = HOLD_OUT) -> tuple[LabelledPictures, LabelledPictures]:
         """Those to train on, and every `every`-th and at least one, which is held out; of one picture, both."""
-        held_out = [i for i in range(len(self)) if i % every == every // 2] or [len(self) - 1]
-        rest = [i for i in range(len(self)) if i not in set(held_out)] or held_out
+        held_out = list(range(0, len(self), every))
+        rest = [i for i in range(len(self)) if i % every] or held_out
         return self._subset(rest), self._subset(held_out)
 
     def _subset(self, indices: Sequence[int]) -> LabelledPictures:

@@ -21,9 +21,11 @@ def test_trains_and_writes(tmp_path, monkeypatch, eagerly, capsys):
     """Red pictures and green ones are told apart after a few passes."""
     monkeypatch.setattr(classifier, "PRESETS", {"small": (8, 8, 8, 8, 16)})
     for name, colour in (("green", (20, 200, 20)), ("red", (200, 20, 20))):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for n in range(10):
-            Image.new("RGB", (32, 32), tuple(c + n for c in colour)).save(tmp_path / "data" / name / f"{n}.png")
+        for part, count in (("train", 9), ("val", 1)):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for n in range(count):
+                picture = Image.new("RGB", (32, 32), tuple(c + n for c in colour))
+                picture.save(tmp_path / "data" / part / name / f"{n}.png")
     path = tmp_path / "c.safetensors"
     arguments = [
         "--preset",
@@ -33,7 +35,7 @@ def test_trains_and_writes(tmp_path, monkeypatch, eagerly, capsys):
         "--batchsize",
         "9",
         "--epochs",
-        "5",
+        "8",
         "--learning_rate",
         "0.01",
     ]
