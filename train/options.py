@@ -59,7 +59,6 @@ class FitOptions:
     train_path: str
     train_glob: str | None = None
     tfds: str | None = None
-    labelled: str | None = None
     validation_glob: str | None = None
     batchsize: int = 8
     patchsize: int = 256
@@ -78,6 +77,7 @@ class FitOptions:
     strategy: str = "auto"
     resume: bool = False
     seed: int | None = None
+    labelled: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot work.
