@@ -65,6 +65,8 @@ def _parser(model: str) -> argparse.ArgumentParser:
     _add_decompress(commands, entry)
     _add_evaluate(commands, entry)
     _add_export(commands, entry)
+    for name, command in entry.codec.stream_commands.items():
+        _add_stream_command(commands, name, command)
     return parser
 
 
@@ -120,9 +122,7 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
     parser = _subcommand(commands, "decompress", _decompress, f"Decompresses {STREAM_SUFFIX} files to pictures.")
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
     _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
-    parser.add_argument(
-        "--weights", metavar="FILE", help="Weights file; by default the one that ships and wrote the file."
-    )
+    _add_stream_weights_flag(parser)
     if entry.progressive:
         parser.add_argument(
             "--groups",
@@ -136,6 +136,12 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
         action="store_true",
         help="Accept a file that is cut off and show what it still holds: for a download in progress, or a damaged "
         "disk. Nothing can be verified then.",
+    )
+
+
+def _add_stream_weights_flag(parser) -> None:
+    parser.add_argument(
+        "--weights", metavar="FILE", help="Weights file; by default the one that ships and wrote the file."
     )
 
 
@@ -190,6 +196,26 @@ def _add_export(commands, entry: registry.Entry) -> None:
         help="The served model refuses larger pictures, so that one request cannot take the server's memory.",
     )
     _add_weights_flags(parser, entry)
+
+
+def _add_stream_command(commands, name: str, command) -> None:
+    """A subcommand of the model's own; see `Codec.stream_commands`."""
+
+    def run(model: str, args: argparse.Namespace) -> int:
+        codec_for = _codec_finder(model, args)
+
+        def work(source: Path) -> str:
+            data = _read_bytes(source)
+            codec = codec_for(container.unpack(data)[0])
+            text = _guarded(command.run, codec, args, data)
+            return f"{source}:\n{text}" if "\n" in text else f"{source}: {text}"
+
+        return _each(images.expand_inputs(args.inputs), work)
+
+    parser = _subcommand(commands, name, run, command.help)
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
+    _add_stream_weights_flag(parser)
+    command.add_flags(parser)
 
 
 # --- subcommands -----------------------------------------------------------------------------------------------
@@ -271,10 +297,8 @@ def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
     return None if args.target_kb is None else int(args.target_kb * 1000)
 
 
-def _decompress(model: str, args: argparse.Namespace) -> int:
-    groups = getattr(args, "groups", None)
-    inputs = images.expand_inputs(args.inputs)
-    targets = dict(zip(inputs, images.output_paths(inputs, args.output, PICTURE_SUFFIX)))
+def _codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.Header], object]:
+    """Loads the codec that wrote a stream, or that of --weights, each once."""
     codecs: dict[bytes | None, object] = {}  # by weights id: inputs may come from several sets
 
     def codec_for(header: container.Header):
@@ -288,6 +312,15 @@ def _decompress(model: str, args: argparse.Namespace) -> int:
             path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
             codecs[key] = _load(model, path)
         return codecs[key]
+
+    return codec_for
+
+
+def _decompress(model: str, args: argparse.Namespace) -> int:
+    groups = getattr(args, "groups", None)
+    inputs = images.expand_inputs(args.inputs)
+    targets = dict(zip(inputs, images.output_paths(inputs, args.output, PICTURE_SUFFIX)))
+    codec_for = _codec_finder(model, args)
 
     def work(source: Path) -> str:
         target = targets[source]

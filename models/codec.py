@@ -7,7 +7,9 @@ weights file. See `models/elic.py` for how a model uses it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +23,19 @@ from transforms.chain import Chain
 from transforms.gain import MAX_LEVELS, STEPS, GainUnit
 
 CALIBRATION_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamCommand:
+    """A subcommand that says something of files without making pictures of them.
+
+    help: one sentence. add_flags: given the parser, adds the command's own flags to --weights. run: given the codec,
+    the parsed flags and the bytes of a file, returns the text to print; raises as `Codec.decompress` does.
+    """
+
+    help: str
+    add_flags: Callable
+    run: Callable[[Codec, argparse.Namespace, bytes], str]
 
 
 class Codec(tf.keras.Model):
@@ -43,11 +58,16 @@ class Codec(tf.keras.Model):
     and, where it differs from the usual: `losses` (with `metric_names`), `make_entropy_models` and `table_rows` (what
     latents are coded with), the controls of a picture (`qualities`, `encoder_controls`, `decoder_controls`,
     `control_specs`, `calibration_controls`), `settings` and `from_settings` (what its weights file says of the
-    training), and its flags on the command line.
+    training), labels (`batch`, `check_classes`), what it tells of latents besides a picture (`latent_outputs`,
+    `stream_commands`), and its flags on the command line.
     """
 
     stride: tuple[int, int] = (64, 64)
     metric_names: tuple[str, ...] = ("loss", "bpp", "mse", "psnr")
+    #: The parts that only decoding needs, by name.
+    decoder_parts: tuple[str, ...] = ("synthesis",)
+    #: The model's own subcommands of the command line that read files, by name.
+    stream_commands: dict[str, StreamCommand] = {}
     entry = None  # set by registry.register
 
     def __init__(self, config, lmbda: float | Sequence[float] = 0.01):
@@ -152,6 +172,15 @@ class Codec(tf.keras.Model):
         reconstruction = self.reconstruct(self.transmit(coder, self.pad(images), **controls))
         return reconstruction[:, : shape[1], : shape[2]], coder.bits
 
+    @staticmethod
+    def batch(data):
+        """Of a batch of a data set, what `losses` takes: the images. Labelled pictures come as (images, labels)."""
+        # Keras hands over an array as (array,), and an element of a data set as it is.
+        return tf.keras.utils.unpack_x_y_sample_weight(data)[0]
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """UserError if pictures with labels of these classes, in this order, are none to train with. All are."""
+
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """The figures of `metric_names` for a batch [B, H, W, 3] in 0..255: scalars, "loss" the one to minimise."""
         images = tf.cast(images, tf.float32)
@@ -187,21 +216,18 @@ class Codec(tf.keras.Model):
     def metrics(self):
         return list(self._trackers.values())
 
-    def train_step(self, images):
+    def train_step(self, data):
         """One step of `losses` on a batch [B, P, P, 3]."""
-        # Keras hands over an array as (array,), and an element of a data set as it is.
-        images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
         with tf.GradientTape() as tape:
-            losses = self.losses(images, training=True)
+            losses = self.losses(self.batch(data), training=True)
             # Under tf.distribute gradients are summed over replicas: each contributes its share of the global mean.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
         # `minimize` scales the loss where float16 needs it.
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._update(losses)
 
-    def test_step(self, images):
-        images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
-        return self._update(self.losses(images, training=False))
+    def test_step(self, data):
+        return self._update(self.losses(self.batch(data), training=False))
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 
@@ -209,33 +235,22 @@ class Codec(tf.keras.Model):
         """Creates variables.
 
         training: those of training (float entropy networks, densities); else those of coding (integer networks).
-        synthesis: also those that only decoding needs.
+        synthesis: also those of `decoder_parts`.
         """
         if training:
             self(tf.zeros([1, *self.stride, 3]), training=True)
             return
+        parts = () if synthesis else (getattr(self, name, None) for name in self.decoder_parts)
+        skipped = {id(module) for part in parts if part is not None for module in (part, *part.submodules)}
         for layer in self.submodules:
             if isinstance(layer, (exact.EntropyNet, exact.LatentInput)):
                 layer.build_integers()
-            elif isinstance(layer, GainUnit) or isinstance(layer, Chain) and (synthesis or layer is not self.synthesis):
+            elif isinstance(layer, GainUnit) or isinstance(layer, Chain) and id(layer) not in skipped:
                 layer.build()
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """All variables of the model by path, such as `analysis/layers/0/kernel`. They are stored under these names."""
-        found, seen = {}, set()
-
-        def visit(item, path):
-            if isinstance(item, tf.Variable):
-                if id(item) not in seen:
-                    found["/".join(path).lstrip("_")] = item
-                seen.add(id(item))
-                return
-            for name, child in tf.train.TrackableView.children(item).items():
-                if not path and isinstance(child, (tf.keras.optimizers.Optimizer, tf.keras.metrics.Metric)):
-                    continue
-                visit(child, [*path, name])
-
-        visit(self, [])
+        found = variables_by_path(self)
         return {name: v for name, v in found.items() if not name.startswith(("trackers/", "coder/", "traced/"))}
 
     def prepare(self, images: np.ndarray) -> None:
@@ -429,11 +444,16 @@ class Codec(tf.keras.Model):
 
     def _decode(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
         """Payloads, string [B], of pictures of one size (height, width) -> float32 [B, H, W, 3], fingerprints [B]."""
+        latents, mark = self._decode_latents(payloads, header, size, controls)
+        return self.reconstruct(latents)[:, : size[0], : size[1]], mark
+
+    def _decode_latents(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
+        """The same without the synthesis: latents as `transmit` returns them, fingerprints [B]."""
         stream = rans.RansDecoder(self.coder, payloads)
         padded = [-(-size[n] // s) * s for n, s in enumerate(self.stride)]
         latents = self.transmit(LatentCoder(stream), shape=(tf.shape(payloads)[0], *padded), **controls)
         stream.finish()
-        return self.reconstruct(latents)[:, : size[0], : size[1]], stream.fingerprint(header)
+        return latents, stream.fingerprint(header)
 
     def trace(self) -> None:
         """Makes graphs of compressing and decompressing, for programs that handle many pictures.
@@ -506,6 +526,32 @@ class Codec(tf.keras.Model):
         except tf.errors.InvalidArgumentError as error:
             raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
         return to_uint8(self.reconstruct(latents)[0, :height, :width])
+
+    def latents(self, data: bytes):
+        """The latents that are in the bytes of a file, as `transmit` returns them, B = 1: no picture is made.
+
+        Raises:
+          container.StreamError: as `decompress` does.
+        """
+        header, payload, fingerprint = container.unpack(data)
+        self.check_header(header)
+        controls = self.decoder_controls(header.controls)
+        size = tf.constant([header.height, header.width])
+        try:
+            start = container.header_bytes(header)
+            latents, mark = self._decode_latents(tf.constant([payload]), start, size, controls)
+        except tf.errors.InvalidArgumentError as error:
+            raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
+        if int(mark.numpy()[0]) != fingerprint:
+            raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
+        return latents
+
+    def latent_outputs(self) -> dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]]:
+        """What can be told of the latents of a batch of files besides the pictures: functions of the latents.
+
+        An exported model has a signature of each name, which takes `bitstream_bytes` as `decompress` does.
+        """
+        return {}
 
     # ---- the command line ---------------------------------------------------------------------------------------
 
@@ -608,6 +654,25 @@ def _from_file(path, **variables) -> tuple[Codec, dict[str, np.ndarray], bytes]:
         return codec, values, weights_id
     except (TypeError, ValueError, tf.errors.OpError) as error:
         raise UserError(f"{path}: damaged weights file: {' '.join(str(error).split())}") from error
+
+
+def variables_by_path(root) -> dict[str, tf.Variable]:
+    """All variables below an object that TensorFlow tracks, by path; without its optimizers and metrics."""
+    found, seen = {}, set()
+
+    def visit(item, path):
+        if isinstance(item, tf.Variable):
+            if id(item) not in seen:
+                found["/".join(path).lstrip("_")] = item
+            seen.add(id(item))
+            return
+        for name, child in tf.train.TrackableView.children(item).items():
+            if not path and isinstance(child, (tf.keras.optimizers.Optimizer, tf.keras.metrics.Metric)):
+                continue
+            visit(child, [*path, name])
+
+    visit(root, [])
+    return found
 
 
 def _without_initialisers():

@@ -24,7 +24,7 @@ class Entry:
 
 
 #: Model id -> name, for all models whether imported or not; part of the bit stream format.
-MODEL_IDS = {1: "elic", 2: "sft", 3: "cwic", 4: "sae_spn"}
+MODEL_IDS = {1: "elic", 2: "sft", 3: "cwic", 4: "sae_spn", 5: "elc"}
 _ENTRIES: dict[str, Entry] = {}
 
 

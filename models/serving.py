@@ -6,6 +6,10 @@
     decompress_file    bitstream_bytes string [B], of any sizes              -> image_bytes string [B], PNG
     serving_default    compress_file without controls
 
+and what a model tells of latents besides (`Codec.latent_outputs`), such as ELC's
+
+    classify           bitstream_bytes string [B], of pictures of one size   -> probabilities float32 [B, K]
+
 The strings are the files of the command line, and either reads the other's. Inputs and outputs whose names end in
 `_bytes` are what the REST interface takes and gives as base64. Whatever is wrong with a request is INVALID_ARGUMENT
 with a text that says what, before anything is allocated for what it claims.
@@ -71,16 +75,33 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
     def compress_plainly(image):
         return {"bitstream_bytes": encode(image, {})}
 
-    @tf.function(input_signature=[bitstreams], autograph=False)
-    def decompress(bitstream_bytes):
+    def unpack(bitstream_bytes):
+        """The arguments of `Codec._decode`, and the fingerprints of files of one size."""
         parts = container_ops.unpack(bitstream_bytes, codec.entry.model_id, codec.weights_id, codec.control_bytes)
         same = (parts.height == parts.height[:1]) & (parts.width == parts.width[:1])
         (size,) = require(same, "the pictures of a batch must be of one size", tf.stack([parts.height, parts.width]))
         size = tf.stack(check_size(*tf.unstack(size[:, 0])))
-        pictures, mark = codec._decode(parts.payload, parts.header, size, codec.stream_controls(parts.controls))
+        return (parts.payload, parts.header, size, codec.stream_controls(parts.controls)), parts.fingerprint
+
+    def verified(mark, fingerprint, value):
         message = "damaged stream: the decoded symbols are not those that were coded"
-        (pictures,) = require(mark == parts.fingerprint, message, pictures)
+        return require(mark == fingerprint, message, value)[0]
+
+    @tf.function(input_signature=[bitstreams], autograph=False)
+    def decompress(bitstream_bytes):
+        arguments, fingerprint = unpack(bitstream_bytes)
+        pictures, mark = codec._decode(*arguments)
+        pictures = verified(mark, fingerprint, pictures)
         return {"image": tf.cast(tf.round(tf.clip_by_value(pictures, 0.0, 255.0)), tf.uint8)}
+
+    def of_latents(function):
+        @tf.function(input_signature=[bitstreams], autograph=False)
+        def output(bitstream_bytes):
+            arguments, fingerprint = unpack(bitstream_bytes)
+            latents, mark = codec._decode_latents(*arguments)
+            return function(verified(mark, fingerprint, latents))
+
+        return output
 
     def each_file(function):
         """`function` of a picture [1, H, W, 3], for each of several encoded pictures of different sizes."""
@@ -108,6 +129,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
         "decompress": decompress,
         "compress_file": tf.function(each_file(compress), input_signature=[files, *wishes], autograph=False),
         "decompress_file": decompress_file,
+        **{name: of_latents(function) for name, function in codec.latent_outputs().items()},
     }
 
 
@@ -171,6 +193,7 @@ def write_warmup(folder: Path, codec: Codec) -> None:
         "compress_file": {"image_bytes": np.array([_png(image)], object), **_middle(codec)},
         "decompress_file": {"bitstream_bytes": np.array([codec.compress(image)], object)},
         "serving_default": {"image_bytes": np.array([_png(image)], object)},
+        **{name: {"bitstream_bytes": np.array([codec.compress(image)], object)} for name in codec.latent_outputs()},
     }
     (folder / "assets.extra").mkdir()
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / WARMUP)) as writer:

@@ -69,6 +69,22 @@ def tiny_sae_spn(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_elc_weights(tmp_path_factory):
+    """The same for ELC, of stage "decoder"."""
+    path = tmp_path_factory.mktemp("weights") / "tiny_elc.safetensors"
+    path.write_bytes(gzip.decompress((GOLDEN / "elc_tiny.safetensors.gz").read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_elc(tiny_elc_weights):
+    """The tiny ELC, ready to code. Do not change it: all tests share it."""
+    from models.codec import load
+
+    return load(tiny_elc_weights)
+
+
+@pytest.fixture(scope="session")
 def photograph():
     """uint8 [384, 512, 3]."""
     return np.asarray(Image.open(PHOTOGRAPH).convert("RGB"))

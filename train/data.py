@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 import tensorflow as tf
@@ -35,13 +35,20 @@ HOLD_OUT = 20
 MAX_DAMAGED = 100
 
 
+# Pictures, uint8 `[N, P, P, 3]`; of labelled pictures those and their classes, int32 `[N]`.
+Crops = Union[np.ndarray, tuple[np.ndarray, np.ndarray]]
+
+
 class Source(Protocol):
-    """Where patches come from: `Photographs` or `TfdsImages`."""
+    """Where patches come from: `Photographs`, `TfdsImages`, or `train.labelled.LabelledPictures`."""
 
     def crops(
         self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
     ) -> tf.data.Dataset:
-        """For each draw (an int64 number), uint8 `[count, P, P, 3]`: random crops of one picture."""
+        """For each draw (an int64 number), uint8 `[count, P, P, 3]`: random crops of one picture.
+
+        Of labelled pictures, such crops and int32 `[count]`, its class.
+        """
 
 
 # --- pictures from files -----------------------------------------------------------------------------------
@@ -117,7 +124,7 @@ class Photographs:
           UserError: this picture and the `MAX_DAMAGED` after it are damaged.
         """
         turn, place = divmod(draw, len(self))
-        order = _permutation(seed, turn, len(self))
+        order = permutation(seed, turn, len(self))
         for attempt in range(min(len(self), MAX_DAMAGED)):
             index = order[(place + attempt) % len(self)]
             if self.photographs[index].path in self._damaged:
@@ -173,7 +180,7 @@ class Photographs:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(seed: int, turn: int, length: int) -> np.ndarray:
+def permutation(seed: int, turn: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, turn]).permutation(length)
 
 
@@ -321,7 +328,7 @@ class TfdsImages:
 
         def crops(image: np.ndarray, draw: np.ndarray) -> np.ndarray:
             random = np.random.Generator(np.random.Philox(key=[seed, int(draw)]))
-            image = _as_rgb(image)
+            image = as_rgb(image)
             return np.stack([random_crop(image, self.patchsize, random) for _ in range(count)])
 
         def tf_crops(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
@@ -338,7 +345,7 @@ class TfdsImages:
           UserError: there is none.
         """
         images = self._images().take(limit)
-        crops = [centre_crop(_as_rgb(image), self.patchsize) for image in images.as_numpy_iterator()]
+        crops = [centre_crop(as_rgb(image), self.patchsize) for image in images.as_numpy_iterator()]
         if not crops:
             size = f"{self.patchsize}x{self.patchsize}"
             raise UserError(f"--tfds {self._builder.name}: no picture of {self._split} is at least {size}")
@@ -411,7 +418,7 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def _as_rgb(image: np.ndarray) -> np.ndarray:
+def as_rgb(image: np.ndarray) -> np.ndarray:
     """`[H, W, 3]` from grey, grey with alpha, RGB or RGB with alpha."""
     return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
 
@@ -435,7 +442,7 @@ def training_dataset(
     `tf.distribute.Strategy.distribute_datasets_from_function`.
 
     Args:
-      source: `Photographs` or `TfdsImages`.
+      source: a `Source`.
       batchsize: B, patches per step over all devices and workers.
       patchsize: P, side of the patches.
       seed: decides all random choices, 0..2**32-1.
@@ -445,7 +452,8 @@ def training_dataset(
       context: which share of each global batch is wanted; None for all of it in one batch.
 
     Returns:
-      uint8 `[B / replicas, P, P, 3]`: for each step, one batch for each replica of this worker.
+      uint8 `[B / replicas, P, P, 3]`: for each step, one batch for each replica of this worker. Of labelled
+      pictures, such batches and int32 `[B / replicas]`.
     """
     context = context or tf.distribute.InputContext()
     per_replica = context.get_per_replica_batch_size(batchsize)
@@ -457,38 +465,48 @@ def training_dataset(
     )
 
     def per_step_and_replica(patches: tf.Tensor) -> tf.Tensor:
-        """`[per worker, C, P, P, 3]` to `[C * replicas, per replica, P, P, 3]`."""
-        patches = tf.transpose(patches, (1, 0, 2, 3, 4))
-        return tf.reshape(patches, (-1, per_replica, patchsize, patchsize, 3))
+        """`[per worker, C, ...]` to `[C * replicas, per replica, ...]`."""
+        patches = tf.transpose(patches, (1, 0, *range(2, patches.shape.rank)))
+        return tf.reshape(patches, (-1, per_replica, *patches.shape[2:]))
 
     batches = source.crops(draws, seed, crops_per_image, context).batch(per_worker, drop_remainder=True)
-    batches = batches.map(per_step_and_replica, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    batches = batches.map(
+        lambda *parts: tf.nest.map_structure(per_step_and_replica, parts if len(parts) > 1 else parts[0]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).unbatch()
     batches = batches.skip(step_in_round * (per_worker // per_replica))
     return _unsharded(batches.prefetch(tf.data.AUTOTUNE))
 
 
 def validation_dataset(
-    crops: np.ndarray, batchsize: int, *, context: tf.distribute.InputContext | None = None
+    crops: Crops, batchsize: int, *, context: tf.distribute.InputContext | None = None
 ) -> tf.data.Dataset:
     """The same patches in the same order each time it is iterated.
 
     The last batch is filled up from the start: every replica gets a full batch, and none an empty one.
 
     Args:
-      crops: uint8 `[N, P, P, 3]`, as of `centre_crops`.
+      crops: uint8 `[N, P, P, 3]`, as of `centre_crops`; or such crops and their classes, int32 `[N]`.
       batchsize: B, patches per step over all devices and workers.
       context: which share of each global batch is wanted; None for all of it in one batch.
 
     Returns:
-      uint8 `[B / replicas, P, P, 3]`; `validation_steps(N, B)` batches for each replica of this worker.
+      As `crops`, of B / replicas; `validation_steps(N, B)` batches for each replica of this worker.
     """
     context = context or tf.distribute.InputContext()
     per_replica = context.get_per_replica_batch_size(batchsize)
-    steps = validation_steps(len(crops), batchsize)
+    count = len(pictures_of(crops))
+    steps = validation_steps(count, batchsize)
     # [steps, workers, batch of a worker]: the rows of one worker, split among its replicas.
-    order = np.arange(steps * batchsize).reshape(steps, context.num_input_pipelines, -1) % len(crops)
+    order = np.arange(steps * batchsize).reshape(steps, context.num_input_pipelines, -1) % count
     mine = order[:, context.input_pipeline_id].reshape(-1)
-    return _unsharded(tf.data.Dataset.from_tensor_slices(crops[mine]).batch(per_replica, drop_remainder=True))
+    chosen = tf.nest.map_structure(lambda values: values[mine], crops)
+    return _unsharded(tf.data.Dataset.from_tensor_slices(chosen).batch(per_replica, drop_remainder=True))
+
+
+def pictures_of(crops: Crops) -> np.ndarray:
+    """The pictures of labelled pictures, as of pictures."""
+    return crops[0] if isinstance(crops, tuple) else crops
 
 
 def validation_steps(count: int, batchsize: int) -> int:
@@ -503,16 +521,22 @@ def _unsharded(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def open_data(options: FitOptions) -> tuple[Source, np.ndarray]:
+def open_data(options: FitOptions) -> tuple[Source, Crops]:
     """What the settings name: the source of training patches, and the validation patches.
 
     Returns:
-      The source, and uint8 `[N, P, P, 3]` with N at most `validation_steps * batchsize`.
+      The source, and uint8 `[N, P, P, 3]` with N at most `validation_steps * batchsize`, with their classes if
+      the pictures have labels.
 
     Raises:
       UserError: as of `open_photographs` and `open_tfds`.
     """
     limit = options.validation_steps * options.batchsize
+    if options.labelled:
+        from train.labelled import open_labelled  # it builds on this module
+
+        train, validation = open_labelled(options.labelled, options.patchsize)
+        return train, validation.centre_crops(limit)
     if options.tfds:
         train, validation = open_tfds(options.tfds, options.patchsize, limit)
     else:

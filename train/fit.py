@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.errors import UserError
-from train.data import Source, open_data, training_dataset, validation_dataset, validation_steps
+from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
@@ -102,12 +102,15 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     start_step = run.begin(is_chief(strategy))
     source, held_out = open_data(options)
     calibration = _calibration(source, options)
+    held_out_count = len(pictures_of(held_out))
     seed = secrets.randbits(32) if options.seed is None else options.seed
     # Quantisation noise should not repeat from the first step on after a resume.
     tf.keras.utils.set_random_seed((seed + start_step) % 2**32)
 
     with strategy.scope(), precision(options.mixed_precision):
         codec = build()
+    if hasattr(source, "classes"):
+        codec.check_classes(source.classes)
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
         _make_variables(codec, min(64, options.patchsize))
@@ -133,7 +136,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
             epochs=options.epochs,
             steps_per_epoch=options.steps_per_epoch,
             validation_data=strategy.distribute_datasets_from_function(validation),
-            validation_steps=validation_steps(len(held_out), options.batchsize),
+            validation_steps=validation_steps(held_out_count, options.batchsize),
             callbacks=run.callbacks(backup, is_chief(strategy)),
             verbose=_verbosity(strategy),
         )
@@ -347,7 +350,7 @@ class Run:
 def _calibration(source: Source, options: FitOptions) -> np.ndarray:
     """Training patches, uint8 `[N, P, P, 3]`, for the ranges of a codec's integers."""
     batches = training_dataset(source, CALIBRATION, options.patchsize, seed=0)
-    return next(batches.as_numpy_iterator())
+    return pictures_of(next(batches.as_numpy_iterator()))
 
 
 def _saved_step(backup: str, steps_per_epoch: int) -> int:

@@ -20,7 +20,7 @@ PRECISIONS = ("off", "auto", "float16", "bfloat16")
 class FitOptions:
     """Everything `train.fit.fit` needs besides the codec.
 
-    Exactly one of `train_glob` and `tfds` says where the training pictures are.
+    Exactly one of `train_glob`, `tfds` and `labelled` says where the training pictures are.
 
     Attributes:
       train_path: folder of the run. It gets `backup/` (what `--resume` continues from), `best/` (a checkpoint
@@ -28,6 +28,8 @@ class FitOptions:
         `best.safetensors` and `final.safetensors`.
       train_glob: pictures to train on: a glob, or several with commas between; `**` descends into folders.
       tfds: name of a TensorFlow Datasets image data set (`clic`).
+      labelled: pictures with labels: a folder with a folder of pictures for each class, or the name of a TensorFlow
+        Datasets data set with labels; see `train.labelled`.
       validation_glob: pictures to validate on, as `train_glob`. Without it, some of the training pictures are
         held out (with `train_glob`), or the data set's own validation split is taken (with `tfds`).
       batchsize: patches per step, over all devices and workers together.
@@ -75,6 +77,7 @@ class FitOptions:
     strategy: str = "auto"
     resume: bool = False
     seed: int | None = None
+    labelled: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot work.
@@ -82,8 +85,10 @@ class FitOptions:
         Raises:
           UserError: a setting is out of its range, or there are no or two sources of training pictures.
         """
-        if bool(self.train_glob) == bool(self.tfds):
-            raise UserError("give either --train_glob or --tfds to say what to train on")
+        if sum(map(bool, (self.train_glob, self.tfds, self.labelled))) != 1:
+            raise UserError("give either --train_glob or --tfds (or --labelled) to say what to train on")
+        if self.labelled and self.validation_glob is not None:
+            raise UserError("--validation_glob: pictures with labels bring their own to validate on")
         positive = ("batchsize", "patchsize", "crops_per_image", "epochs", "steps_per_epoch")
         for name in (*positive, "validation_steps", "learning_rate"):
             if not getattr(self, name) > 0:
@@ -130,6 +135,12 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         "folders. Quote it to keep it from the shell. Pictures smaller than the patches are skipped.",
     )
     add("tfds", "Name of a TensorFlow Datasets image data set to train on instead, such as clic.")
+    add(
+        "labelled",
+        "Pictures with labels to train on instead: a folder with a folder for each class, or with train and val (or "
+        "test) that have these; or the name of a TensorFlow Datasets data set, such as oxford_flowers102. They are "
+        "scaled until the shorter side fits the patch.",
+    )
     add(
         "validation_glob",
         "Glob of the pictures to validate on; by default some of the training pictures are held out.",

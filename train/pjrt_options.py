@@ -68,6 +68,8 @@ def pjrt_fit_options(args: argparse.Namespace) -> FitOptions:
     Raises:
       UserError: as of `FitOptions`, or a setting is none that this runtime has.
     """
+    if args.labelled:
+        raise UserError("--labelled: --runtime pjrt reads picture files: name them with --train_glob")
     if args.export_only and not (args.train_glob or args.tfds):
         args = argparse.Namespace(**{**vars(args), "train_glob": "not read"})
     options = fit_options(args)

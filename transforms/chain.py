@@ -28,6 +28,8 @@ class Chain(Layer):
         self._policy_when_made = tf.keras.mixed_precision.global_policy()
 
     def build(self, input_shape=None):
+        if self.built:
+            return
         before = tf.keras.mixed_precision.global_policy()
         tf.keras.mixed_precision.set_global_policy(self._policy_when_made)
         try:

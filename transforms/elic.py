@@ -28,13 +28,14 @@ class _SameShape(Layer):
 class ResidualBottleneck(_SameShape):
     """x + [1x1 c/2, ReLU, 3x3 c/2, ReLU, 1x1 c](x); with `final_relu` a ReLU after the sum (in the attention).
 
-    [B, H, W, c] -> [B, H, W, c].
+    [B, H, W, c] -> [B, H, W, c]. hidden: inner channels, c/2 by default.
     """
 
-    def __init__(self, channels: int, final_relu: bool = False, name: str | None = None):
+    def __init__(self, channels: int, final_relu: bool = False, hidden: int | None = None, name: str | None = None):
         super().__init__(name=name)
-        self.reduce = Conv2D(channels // 2, 1, activation="relu", name="reduce")
-        self.spatial = Conv2D(channels // 2, 3, padding="same", activation="relu", name="spatial")
+        hidden = hidden or channels // 2
+        self.reduce = Conv2D(hidden, 1, activation="relu", name="reduce")
+        self.spatial = Conv2D(hidden, 3, padding="same", activation="relu", name="spatial")
         self.expand = Conv2D(channels, 1, name="expand")
         self.final_relu = final_relu
 

@@ -12,6 +12,24 @@ class Downsample(tf.keras.layers.Conv2D):
         super().__init__(filters, kernel_size, strides=2, padding="same", **kwargs)
 
 
+class Subsample(tf.keras.layers.Layer):
+    """A 1x1 convolution of every other row and column: [B, H, W, C] -> [B, H / 2, W / 2, filters], H and W even.
+
+    Not a convolution of stride 2: with a 1x1 kernel, TensorFlow 2.14 corrupts memory on CPUs in the kernel's gradient.
+    """
+
+    def __init__(self, filters: int, name: str | None = None):
+        super().__init__(name=name)
+        self.conv = tf.keras.layers.Conv2D(filters, 1, name="conv")
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+        super().build(input_shape)
+
+    def call(self, x):
+        return self.conv(x[:, ::2, ::2])
+
+
 class Upsample(tf.keras.layers.Conv2DTranspose):
     """Transposed convolution of stride 2: [B, H, W, C] -> [B, 2H, 2W, filters].
 

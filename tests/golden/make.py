@@ -23,12 +23,15 @@ import numpy as np
 import tensorflow as tf
 from decode import SymbolHash
 
-from models import cwic, elic, sae_spn, sft
+from models import cwic, elc, elic, sae_spn, sft
+from models.classifier import Classifier
 from models.codec import load
 from models.images import encode_image, read_image
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPH = HERE.parent.parent / "res" / "eval" / "kodim23_512x384.png"
+#: Classes of ELC's classifier.
+LABELS = ("parrot", "leaf", "other")
 #: Rows and columns of the photograph that the golden stream shows: an odd size, neither a multiple of a stride.
 CROP = (slice(90, 90 + 75), slice(100, 100 + 93))
 
@@ -121,7 +124,33 @@ def tiny_sae_spn(steps: int) -> sae_spn.SAESPN:
     return codec
 
 
-MODELS = {"elic": tiny_elic, "sft": tiny_sft, "cwic": tiny_cwic, "sae_spn": tiny_sae_spn}
+def tiny_elc(steps: int) -> elc.ELC:
+    """An ELC of stage "decoder", with all that files are read with; only its base is trained, 30 steps will do."""
+    config = elc.Config(
+        width=6,
+        hyper_widths=(8, 8),
+        hyper_features=12,
+        parameter_widths=(16, 16),
+        transform_width=6,
+        classifier_widths=(8, 8, 8, 8, 16),
+        enhanced_width=4,
+        growth=4,
+        dense_blocks=1,
+        discriminator_width=4,
+    )
+    base = elc.ELC(config, lmbda=0.1)
+    base.build_variables(training=True)
+    # As for ELIC: latents that stand out from the first step on. Not by much: inverse GDNs amplify what is loud.
+    kernel = base.named_variables()["analysis/layers/7/kernel"]
+    kernel.assign(16 * kernel)
+    fit(base, steps, 1e-2)
+    classification = elc.ELC.following(base, "classification", Classifier(config.classifier_widths, LABELS))
+    codec = elc.ELC.following(classification, "decoder")
+    codec.enhancement.fuse.kernel.assign(tf.random.normal(codec.enhancement.fuse.kernel.shape, stddev=0.02))
+    return codec
+
+
+MODELS = {"elic": tiny_elic, "sft": tiny_sft, "cwic": tiny_cwic, "sae_spn": tiny_sae_spn, "elc": tiny_elc}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from models.images import read_image
 from models.weights import SHIPPED
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("elic_tiny", "sft_tiny", "cwic_tiny", "sae_spn_tiny")
+NAMES = ("elic_tiny", "sft_tiny", "cwic_tiny", "sae_spn_tiny", "elc_tiny")
 SETTINGS = {
     f"onednn {onednn}, {threads} threads{', xla' * bool(flags)}": (onednn, threads, flags)
     for onednn, threads, flags in [("1", "2", ()), ("0", "1", ()), ("1", "1", ("jit",))]

@@ -1,0 +1,590 @@
+"""ELC: extremely low bitrates for people and for machines, one file for both.
+
+Sha et al.: "Extremely Low Bitrate Image Compression with Decoder-Side Enhancement for Human and Machine"
+
+    images ──► analysis ──► y ──► hyper-analysis ──► z ──► z_hat ──► hyper-synthesis ──► hyper features
+                            │                                                                │
+                            ├──► anchors     ◄── parameters(hyper, 0) ◄──────────────────────┤
+                            └──► non-anchors ◄── parameters(hyper, context(anchors)) ◄───────┘
+                                                     │
+                                                   y_hat
+                                                     │
+          ┌─────────────────────────┬────────────────┴────────────┐
+          ▼ stage 1                 ▼ stage 2                     ▼ stages 3 and 4
+      synthesis            feature transform (FETM)        synthesis stages ──► enhancement
+          │                         │                                              │      ◄── discriminator (stage 4)
+        images         classifier behind its cut ──► labels                      images
+
+Four stages of training, each from the weights of the one before:
+
+    base            the codec: rate and distortion
+    classification  the codec and the feature transform: the cross-entropy of a frozen classifier as well
+    decoder         the enhanced decoder, from the decoder: distortion; the bits stay as they are from here on
+    adversarial     its enhancement alone: distortion, a perceptual distance, and a discriminator that knows y_hat
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Sequence
+
+if __name__ == "__main__":  # a command line does not open with TensorFlow's log
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from models import classifier as classifiers
+from models.codec import Codec, StreamCommand, load_for_training
+from models.coding.tables import NUM_SCALES
+from models.errors import UserError
+from models.latents import ROW_BIAS, ROW_GAIN
+from models.registry import register
+from transforms import checkerboard, cheng, deep_features, enhance, hific
+from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
+from transforms.resample import pad_to_multiple
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("base", "classification", "decoder", "adversarial")
+
+#: λ of the squared error on the 0..255 scale (the paper's times 255² is that of the 0..1 scale).
+LAMBDA = {"base": 0.0018, "classification": 0.001, "decoder": 0.0018, "adversarial": 250 / 255**2}
+#: λ of the cross-entropy. The paper's pairs, λ of the squared error first: (0.0002, 0.08), (0.0003, 0.15),
+#: (0.00058, 0.32), (0.001, 0.64); the last is its point of 0.09 bpp.
+LAMBDA_CLASS = 0.64
+#: Weights of the adversarial stage.
+ADVERSARIAL_WEIGHT = PERCEPTUAL_WEIGHT = 20.0
+
+#: The parts whose variables each stage trains.
+_BASE = (
+    "analysis",
+    "synthesis",
+    "hyper_analysis",
+    "hyper_synthesis",
+    "spatial_context",
+    "parameters",
+    "entropy_models",
+)
+TRAINED = {
+    "base": _BASE,
+    "classification": (*_BASE, "feature_transform"),
+    "decoder": ("synthesis_stages", "enhancement"),
+    "adversarial": ("enhancement",),
+}
+
+_FIGURES = ("loss", "bpp", "mse", "psnr")
+METRICS = {
+    "base": _FIGURES,
+    "classification": (*_FIGURES, "cross_entropy", "top1"),
+    "decoder": _FIGURES,
+    "adversarial": (*_FIGURES, "perceptual", "generator", "discriminator"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of the architecture.
+
+    width: N, channels of the transforms, of y and of z.
+    hyper_widths: hidden channels of the hyper-synthesis.
+    hyper_features: channels that the hyper-synthesis gives to the parameter network.
+    parameter_widths: hidden channels of the parameter network.
+    transform_width: channels of the second half of the feature transform.
+    classifier_widths: the classifier, as of `models.classifier.Classifier`; () for ResNet50.
+    enhanced_width, growth, dense_blocks: channels of the enhancement blocks, growth and number of their RRDBs.
+    discriminator_width: channels of the discriminator at 1/2.
+    """
+
+    width: int = 192
+    hyper_widths: tuple[int, int] = (192, 288)
+    hyper_features: int = 384
+    parameter_widths: tuple[int, int] = (640, 512)
+    transform_width: int = 256
+    classifier_widths: tuple[int, ...] = ()
+    enhanced_width: int = 64
+    growth: int = 32
+    dense_blocks: int = 3
+    discriminator_width: int = 64
+
+
+PRESETS = {
+    "base": Config(),
+    "small": Config(
+        width=64,
+        hyper_widths=(64, 96),
+        hyper_features=128,
+        parameter_widths=(192, 160),
+        transform_width=96,
+        classifier_widths=classifiers.SMALL_WIDTHS,
+        enhanced_width=32,
+        growth=16,
+        dense_blocks=1,
+        discriminator_width=32,
+    ),
+}
+"""`base` is the paper's network, `small` one that a CPU can train.
+
+Where they depart from the paper:
+
+* The context is the checkerboard's, two passes, instead of a 5x5 one that runs once a position: decoding is parallel.
+* The networks that predict the latents have ReLU, not leaky ReLU, and run in integers: files decode everywhere.
+* Latents are rounded around their predicted means in training, in estimates and in files alike. (The authors' release
+  rounds to whole numbers and measures with a density around the mean; it writes no files.)
+* The enhanced decoder begins as the decoder: see `transforms.enhance.Enhancement`.
+* The discriminator's step has its own gradient only. (In the release that of the generator's loss is added to it.)
+* The perceptual distance takes 0..255 as its network expects. (In the release LPIPS is given 0..1 instead of -1..1.)
+* Labelled pictures keep their aspect ratio: the shorter side is scaled to the patch, and a square is cut out.
+"""
+
+
+@register("elc", model_id=5, config=Config, presets=PRESETS)
+class ELC(Codec):
+    """ELC on the zoo's contract; see `Codec`.
+
+    Args:
+      config: the architecture.
+      stage: one of `STAGES`: what is trained. From "classification" on there is a classifier, from "decoder" on the
+        enhanced decoder, and that is what reconstructs.
+      lmbda: λ of the squared error; that of the stage by default.
+      lambda_class: λ of the cross-entropy.
+      labels: names of the classes; not for "base".
+
+    Raises:
+      UserError: no such stage, no labels, or a λ is not positive.
+    """
+
+    # Latents at 1/16; an even number of columns for the checkerboard. The hyper-latent's factor 4 is padded inside.
+    stride = (16, 32)
+    decoder_parts = ("synthesis", "feature_transform", "classifier", "synthesis_stages", "enhancement")
+
+    def __init__(
+        self,
+        config: Config = PRESETS["base"],
+        stage: str = "base",
+        lmbda: float | None = None,
+        lambda_class: float = LAMBDA_CLASS,
+        labels: Sequence[str] = (),
+    ):
+        if stage not in STAGES:
+            raise UserError(f"stage {stage}: there are {', '.join(STAGES)}")
+        if stage != "base" and not labels:
+            raise UserError(f"stage {stage} needs a classifier: there are no labels")
+        if not 0 < lambda_class < np.inf:
+            raise UserError(f"λ of the cross-entropy must be positive, not {lambda_class:g}")
+        super().__init__(config, LAMBDA[stage] if lmbda is None else lmbda)
+        if self.variable_rate:
+            raise UserError("elc has one λ: its weights are of one rate")
+        self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
+        self.metric_names = METRICS[stage]
+        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
+        #: What the adversarial stage compares pictures with, see `transforms.perceptual`; None: not at all.
+        self.perceptual_features: deep_features.Features | None = None
+        c, n = config, config.width
+        self.analysis = cheng.analysis(n)
+        self.synthesis = cheng.synthesis(n)
+        self.hyper_analysis = cheng.hyper_analysis(n)
+        self.hyper_synthesis = EntropyNet(
+            n,
+            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(c.hyper_features, 3)],
+            name="hyper_synthesis",
+        )
+        self.hyper_input = LatentInput(n, name="hyper_input")
+        self.latent_input = LatentInput(n, name="latent_input")
+        self.spatial_context = EntropyNet(n, [Conv(2 * n, masked=True)], name="spatial_context")
+        self.parameters = EntropyNet(
+            c.hyper_features + 2 * n,
+            [*(Conv(w) for w in c.parameter_widths), Conv(2 * n)],
+            output=Output.PARAMETERS,
+            output_gain=ROW_GAIN,
+            output_bias=ROW_BIAS,
+            rows=NUM_SCALES,
+            name="parameters",
+        )
+        if stage != "base":
+            features = classifiers.cut_channels(c.classifier_widths)
+            self.feature_transform = enhance.feature_transform(n, c.transform_width, features)
+            self.classifier: classifiers.Tail | None = None  # made with the other variables
+        if self.enhances:
+            self.synthesis_stages = cheng.SynthesisStages(n)
+            self.enhancement = enhance.Enhancement(n, c.enhanced_width, c.growth, c.dense_blocks)
+
+    @property
+    def enhances(self) -> bool:
+        """Whether there is an enhanced decoder."""
+        return self.stage in ("decoder", "adversarial")
+
+    def prior_channels(self) -> int:
+        return self.config.width
+
+    # ---- latents and what becomes of them -------------------------------------------------------------------------
+
+    def transmit(self, coder, images=None, shape=None):
+        """Walks z, the anchors and the non-anchors of y; see `Codec.transmit`. Returns y_hat [B, H / 16, W / 16, N]."""
+        y = z = None
+        anchors = non_anchors = None
+        if images is not None:
+            y = tf.cast(self.analysis(self.normalise(images)), tf.float32)
+            shape = tf.shape(images)[:3]
+            z = self.hyper_analysis(pad_to_multiple(y, 4))
+            anchors, non_anchors = checkerboard.split(y)
+        rows, columns = shape[1] // 16, shape[2] // 16
+        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.width]
+        z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
+        hyper = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
+        hyper = spatially(lambda x: x[:, :rows, :columns], hyper)
+        first, second = spatially(checkerboard.split, hyper)
+        silent = zeros(first, 2 * self.config.width)
+        anchors_hat = coder.gaussian("y", anchors, self.parameters.run(concat([first, silent])))
+        context = self.spatial_context.run(self.latent_input.run(anchors_hat, coder.exact))
+        non_anchors_hat = coder.gaussian("y", non_anchors, self.parameters.run(concat([second, context])))
+        return checkerboard.merge(anchors_hat, non_anchors_hat)
+
+    def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
+        """The enhanced decoder's picture where there is one, else the decoder's."""
+        if not self.enhances:
+            return self.reconstruct_plainly(latents)
+        return self.denormalise(self.enhancement(self.synthesis_stages(latents)))
+
+    def reconstruct_plainly(self, latents: tf.Tensor) -> tf.Tensor:
+        """The decoder's picture, without enhancement: float32 [B, H, W, 3] in 0..255."""
+        return self.denormalise(self.synthesis(latents))
+
+    def logits(self, latents: tf.Tensor) -> tf.Tensor:
+        """y_hat [B, H, W, N] -> logits of the classes, float32 [B, K]; it sees the padding of a picture, too."""
+        return self.classifier(self.feature_transform(latents))
+
+    def classify(self, data: bytes) -> np.ndarray:
+        """The probability of each of the `labels` for a file, float32 [K]. No picture is made.
+
+        Raises:
+          UserError: weights of the base stage. StreamError: as `decompress` does.
+        """
+        if self.stage == "base":
+            raise UserError("these weights are of stage base: they do not classify")
+        return tf.nn.softmax(self.logits(self.latents(data)))[0].numpy()
+
+    def latent_outputs(self):
+        """`classify`, of weights that do."""
+        if self.stage == "base":
+            return {}
+        return {"classify": lambda latents: {"probabilities": tf.nn.softmax(self.logits(latents))}}
+
+    # ---- variables ------------------------------------------------------------------------------------------------
+
+    @property
+    def trainable_weights(self):
+        """The variables of the parts that the stage trains; the others are frozen."""
+        parts = (getattr(self, name, None) for name in TRAINED[self.stage])
+        return [variable for part in parts if part is not None for variable in part.trainable_variables]
+
+    def build_variables(self, training: bool = False, synthesis: bool = True) -> None:
+        """See `Codec.build_variables`. All parts are made, also those that the stage does not run."""
+        super().build_variables(training, synthesis)
+        if not (training or synthesis):
+            return
+        if self.stage != "base" and self.classifier is None:
+            self.classifier = classifiers.Tail(self.config.classifier_widths, len(self.labels), name="classifier")
+        for name in self.decoder_parts:
+            part = getattr(self, name, None)
+            if part is not None and not part.built:
+                part.build(None)
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """See `Codec.named_variables`; without the discriminator, which only training needs."""
+        return {name: v for name, v in super().named_variables().items() if not name.startswith("discriminator")}
+
+    def settings(self) -> dict[str, str]:
+        """Stage, λ and labels, which its weights file tells."""
+        facts = {"stage": self.stage, **super().settings()}
+        if self.stage != "base":
+            facts |= {"lambda_class": str(self.lambda_class), "labels": json.dumps(self.labels)}
+        return facts
+
+    @classmethod
+    def from_settings(cls, config, settings) -> ELC:
+        """Inverse of `settings`."""
+        return cls(
+            config,
+            settings.get("stage", ""),
+            float(settings.get("lambda", "")),
+            float(settings.get("lambda_class", LAMBDA_CLASS)),
+            json.loads(settings.get("labels", "[]")),
+        )
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def batch(data):
+        """(images, labels), labels None where there are none."""
+        return tf.keras.utils.unpack_x_y_sample_weight(data)[:2]
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """UserError unless they are the classifier's, in stage "classification"."""
+        if self.stage == "classification" and tuple(classes) != self.labels:
+            raise UserError(
+                f"the classifier's {len(self.labels)} labels ({_some(self.labels)}) are not the {len(classes)} classes "
+                f"of the pictures ({_some(classes)})"
+            )
+
+    def losses(self, batch, training: bool) -> dict[str, tf.Tensor]:
+        """The figures of the stage, see `METRICS`, for a `batch`: scalars, "loss" the one to minimise."""
+        return self._forward(batch, training)[0]
+
+    def _forward(self, batch, training: bool):
+        """`losses`, and what the discriminator compares: images and reconstruction, padded, 0..255; y_hat."""
+        images, labels = batch
+        images = tf.cast(images, tf.float32)
+        padded = self.pad(images)
+        coder = self._rate_coder(training)
+        latents = self.transmit(coder, padded)
+        if self.enhances:  # the codec is frozen
+            latents = tf.stop_gradient(latents)
+        reconstruction = self.reconstruct(latents)
+        cropped = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
+        figures = self.rate_and_distortion(images, cropped, coder.bits, training)
+        rate = tf.stop_gradient(figures["bpp"]) if self.enhances else figures["bpp"]
+        figures["loss"] = rate + self.lmbda * figures["mse"]
+        if self.stage == "classification":
+            logits = self.logits(latents)
+            figures["cross_entropy"] = tf.keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+            figures["top1"] = tf.keras.metrics.sparse_categorical_accuracy(labels, logits)
+            figures["loss"] += self.lambda_class * figures["cross_entropy"]
+        if self.stage == "adversarial":
+            figures["perceptual"] = tf.zeros_like(figures["mse"])
+            if self.perceptual_features is not None:
+                figures["perceptual"] = deep_features.distance(self.perceptual_features, images, cropped)
+            score = self.discriminator(self.normalise(reconstruction), latents, training=False)
+            figures["generator"] = hific.lsgan_generator_loss(score)
+            figures["loss"] += PERCEPTUAL_WEIGHT * figures["perceptual"]
+            if training:
+                figures["loss"] += ADVERSARIAL_WEIGHT * figures["generator"]
+                figures["discriminator"] = tf.zeros([])  # `train_step` has it
+            else:  # without the discriminator, which moves: losses of different epochs would not compare
+                real = self.discriminator(self.normalise(padded), latents, training=False)
+                figures["discriminator"] = hific.lsgan_discriminator_loss(real, score)
+        figures = {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
+        return figures, (padded, reconstruction, latents)
+
+    def compile(self, optimizer="adam", **kwargs) -> None:
+        """As Keras; the adversarial stage makes the discriminator, and an optimizer of the same kind for it.
+
+        Raises:
+          UserError: the adversarial stage is to run on several devices: spectral normalisation assigns to its variables
+            in each step, for which TensorFlow Addons' has no rule there.
+        """
+        super().compile(optimizer, **kwargs)
+        if self.stage != "adversarial":
+            return
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise UserError("--stage adversarial runs on one device: --strategy one_device")
+        self.discriminator = hific.ConditionalDiscriminator(self.config.width, self.config.discriminator_width)
+        self.discriminator.build()
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # of one that scales losses
+        # `train_step` gives it the learning rate of the generator's, which schedules and callbacks set.
+        config = {**optimizer.get_config(), "learning_rate": 1e-4, "use_ema": False}
+        self.discriminator_optimizer = type(optimizer).from_config(config)
+        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    def train_step(self, data):
+        """One step of `losses`; in the adversarial stage one of the discriminator's after it."""
+        if self.stage != "adversarial":
+            return super().train_step(data)
+        with tf.GradientTape() as tape:
+            losses, (images, reconstruction, latents) = self._forward(self.batch(data), training=True)
+            loss = losses["loss"]
+        # Both steps name their variables: neither moves the other's, nor takes the gradient of the other's loss.
+        rate = self.optimizer.learning_rate
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        pictures = self.normalise(tf.concat([images, tf.stop_gradient(reconstruction)], 0))
+        with tf.GradientTape() as tape:
+            scores = self.discriminator(pictures, tf.concat([latents, latents], 0), training=True)
+            loss = hific.lsgan_discriminator_loss(*tf.split(scores, 2))
+        self.discriminator_optimizer.learning_rate.assign(rate)
+        self.discriminator_optimizer.minimize(loss, self.discriminator.trainable_variables, tape=tape)
+        return self._update({**losses, "discriminator": loss})
+
+    @classmethod
+    def following(cls, before: ELC, stage: str, tail: classifiers.Classifier | None = None, **lambdas) -> ELC:
+        """A codec of a stage, to be trained, that begins with the weights of one of that stage or the one before.
+
+        What is new of stage "classification" is the feature transform, and the tail of the classifier is its own; the
+        stages of the enhanced decoder, and its last layer, begin as the decoder's.
+
+        Args:
+          before: with its training variables.
+          tail: the whole classifier, whose tail is taken; stage "classification" needs it, goes on with another.
+          lambdas: lmbda and lambda_class, as of `ELC`.
+
+        Raises:
+          UserError: the classifier is missing, or not the configuration's.
+        """
+        labels = before.labels
+        if stage == "classification" and tail is not None:
+            if tail.widths != before.config.classifier_widths:
+                raise UserError(
+                    f"the classifier is {_architecture(tail.widths)}, and the codec is made for "
+                    f"{_architecture(before.config.classifier_widths)}"
+                )
+            labels = tail.labels
+        codec = cls(before.config, stage, labels=labels, **lambdas)
+        codec.build_variables(training=True)
+        mine, values = codec.named_variables(), before.named_variables()
+        if codec.enhances and not before.enhances:
+            for name, value in list(values.items()):
+                path = name.split("/")  # synthesis/layers/N/...
+                if path[0] == "synthesis" and int(path[2]) < cheng.STAGE_ENDS[-1]:
+                    values["/".join(["synthesis_stages", *path[1:]])] = value
+                elif path[0] == "synthesis":
+                    values["/".join(["enhancement/output_conv", *path[3:]])] = value
+        if stage == "classification" and tail is not None:
+            values |= {
+                name.replace("tail/", "classifier/", 1): value
+                for name, value in tail.named_variables().items()
+                if name.startswith("tail/")
+            }
+        for name, variable in mine.items():
+            if name in values:
+                variable.assign(values[name])
+        return codec
+
+    @classmethod
+    def add_train_flags(cls, parser) -> None:
+        """--stage, --lambda, --lambda_class, --classifier, --perceptual."""
+        parser.add_argument(
+            "--stage",
+            choices=STAGES,
+            default="base",
+            help="What to train. Each goes on from the weights of the stage before, or of its own (--init_weights).",
+        )
+        parser.add_argument(
+            "--lambda",
+            dest="lmbda",
+            type=float,
+            metavar="λ",
+            help="λ of the squared error on the 0..255 scale: larger is better quality and more bits. By default the "
+            f"stage's: {', '.join(f'{name} {value:.5g}' for name, value in LAMBDA.items())}.",
+        )
+        parser.add_argument(
+            "--lambda_class",
+            type=float,
+            default=LAMBDA_CLASS,
+            metavar="λ",
+            help="λ of the cross-entropy in stage classification.",
+        )
+        parser.add_argument(
+            "--classifier",
+            metavar="FILE",
+            help="For stage classification: the classifier, of `python -m train.classifier`. It stays as it is.",
+        )
+        parser.add_argument(
+            "--perceptual",
+            metavar="WEIGHTS",
+            help="For stage adversarial: compare pictures as VGG16 sees them: imagenet (Keras downloads it), a file of "
+            "Keras' for VGG16 without its top (.h5), or a classifier of ours (.safetensors). Without it that term of "
+            "the loss is off.",
+        )
+
+    @classmethod
+    def check_train_flags(cls, args) -> None:
+        """UserError if a stage lacks what it needs."""
+        before = STAGES[max(0, STAGES.index(args.stage) - 1)]
+        if args.stage != "base" and not args.init_weights:
+            raise UserError(
+                f"--stage {args.stage} goes on from the weights of stage {before}: name their file with --init_weights"
+            )
+        if args.stage == "classification" and not args.labelled:
+            raise UserError("--stage classification needs pictures with labels: name their folder with --labelled")
+        if args.classifier and args.stage != "classification":
+            raise UserError("--classifier is for --stage classification; later stages keep it")
+        if args.stage == "adversarial" and (args.runtime == "pjrt" or args.export_only or args.import_state):
+            raise UserError("--stage adversarial: not under --runtime pjrt, which knows no discriminator")
+        if args.perceptual and args.stage != "adversarial":
+            raise UserError("--perceptual is for --stage adversarial")
+        for name, value in (("--lambda", args.lmbda), ("--lambda_class", args.lambda_class)):
+            if value is not None and not 0 < value < np.inf:
+                raise UserError(f"{name} {value:g}: must be positive")
+
+    @classmethod
+    def for_training(cls, args) -> ELC:
+        """A new codec of stage "base", or one of any stage that begins with the weights of --init_weights."""
+        if not args.init_weights:
+            return cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
+        path, before = args.init_weights, load_for_training(args.init_weights)
+        if not isinstance(before, cls):
+            raise UserError(f"{path}: weights of {before.entry.name}, not of {cls.entry.name}")
+        place = STAGES.index(args.stage)
+        allowed = STAGES[max(0, place - 1) : place + 1]
+        if before.stage not in allowed:
+            raise UserError(
+                f"{path}: weights of stage {before.stage}; --stage {args.stage} goes on from {' or '.join(allowed)}"
+            )
+        tail = classifiers.load(args.classifier) if args.classifier else None
+        if args.stage == "classification" and before.stage == "base" and tail is None:
+            raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
+        codec = cls.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=args.lambda_class)
+        if args.stage == "adversarial":
+            codec.perceptual_features = perceptual_features_of(args.perceptual)
+        return codec
+
+    # ---- the command line -----------------------------------------------------------------------------------------
+
+    def describe(self, args, data: bytes) -> str:
+        """The five most probable classes of a file, a line each; --labels FILE names them anew."""
+        probabilities = self.classify(data)
+        labels = self.labels if args.labels is None else read_labels(args.labels, len(probabilities))
+        best = np.argsort(-probabilities, kind="stable")[:5]
+        return "\n".join(f"{100 * probabilities[k]:7.2f} %  {labels[k]}" for k in best)
+
+
+ELC.stream_commands = {
+    "classify": StreamCommand(
+        "Says what pictures show, the five most probable classes, from their files: no picture is made.",
+        lambda parser: parser.add_argument(
+            "--labels", metavar="FILE", help="Names of the classes, one a line; by default those of the weights."
+        ),
+        ELC.describe,
+    )
+}
+
+
+def read_labels(path, count: int) -> list[str]:
+    """The lines of a text file. UserError if it cannot be read, or they are not `count`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            labels = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'no UTF-8 text'}") from error
+    if len(labels) != count:
+        raise UserError(f"{path}: {len(labels)} labels, but the classifier has {count} classes")
+    return labels
+
+
+def perceptual_features_of(source: str | None) -> deep_features.Features | None:
+    """What --perceptual names; see `ELC.add_train_flags`."""
+    if source is None:
+        logger.warning("no --perceptual: the adversarial stage trains without a perceptual distance")
+        return None
+    if source.endswith(".safetensors"):
+        return classifiers.load(source).features
+    try:
+        return deep_features.vgg16(source)
+    except Exception as error:  # of h5py, of the download, of shapes: an exception type for each
+        raise UserError(f"--perceptual {source}: no weights of VGG16: {' '.join(str(error).split())[:200]}") from error
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def _architecture(widths: Sequence[int]) -> str:
+    return f"a small network of widths {','.join(map(str, widths))}" if widths else "ResNet50"
+
+
+if __name__ == "__main__":
+    from models.cli import main
+
+    main("elc")

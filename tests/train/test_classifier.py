@@ -1,0 +1,71 @@
+"""Training the classifier that ELC builds on."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from models import classifier as classifiers
+from train import classifier
+
+
+@pytest.fixture
+def eagerly():
+    """Keras' steps run as they are: of a few, tracing would take most of the time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def test_trains_and_writes(tmp_path, monkeypatch, eagerly, capsys):
+    """Red pictures and green ones are told apart after a few passes."""
+    monkeypatch.setattr(classifier, "PRESETS", {"small": (8, 8, 8, 8, 16)})
+    for name, colour in (("green", (20, 200, 20)), ("red", (200, 20, 20))):
+        for part, count in (("train", 9), ("val", 1)):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for n in range(count):
+                picture = Image.new("RGB", (32, 32), tuple(c + n for c in colour))
+                picture.save(tmp_path / "data" / part / name / f"{n}.png")
+    path = tmp_path / "c.safetensors"
+    arguments = [
+        "--preset",
+        "small",
+        "--patchsize",
+        "32",
+        "--batchsize",
+        "9",
+        "--epochs",
+        "8",
+        "--learning_rate",
+        "0.01",
+    ]
+    assert classifier.main([str(tmp_path / "data"), "-o", str(path), *arguments]) == 0
+    loaded = classifiers.load(path)
+    assert loaded.labels == ("green", "red")
+    pictures = np.zeros([2, 32, 32, 3], np.float32) + np.array([[[[20, 200, 20]]], [[[200, 20, 20]]]])
+    assert np.argmax(loaded(pictures), -1).tolist() == [0, 1]
+    with pytest.raises(SystemExit, match="exists already"):
+        classifier.main([str(tmp_path / "data"), "-o", str(path)])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["missing/", "-o", "x"], "missing"),
+        (["-o", "x"], "give a folder of classes"),
+        (["x", "-o", "x", "--epochs", "0"], "--epochs 0: must be above 0"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as end:
+        classifier.main(arguments)
+    assert str(end.value).startswith("error: ") and "\n" not in str(end.value)
+
+
+def test_augmentation_keeps_pictures_in_range():
+    pictures = tf.cast(tf.random.stateless_uniform([3, 16, 16, 3], [1, 2], 0, 256, tf.int32), tf.uint8)
+    changed = classifier.augmented(pictures).numpy()
+    assert changed.shape == (3, 16, 16, 3) and changed.dtype == np.float32
+    assert changed.min() >= 0 and changed.max() <= 255
+    assert np.mean(np.abs(changed - pictures)) > 1

@@ -1,0 +1,199 @@
+"""Pictures with labels: folders of classes, and TensorFlow Datasets.
+
+    DIR/CLASS/*.jpg                 one picture in twenty is held out for validation
+    DIR/train/CLASS/*.jpg           with DIR/val, DIR/valid, DIR/validation or DIR/test of the same classes
+
+Classes are numbered in the order of their names. A picture is scaled until its shorter side is that of the patch, for a
+crop of a small part may not show what the label says.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from models.errors import UserError
+from models.images import read_image
+from train.data import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, random_crop
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+#: Of a split of TensorFlow Datasets no more than so many pictures are taken: they are held in memory.
+MAX_IN_MEMORY = 10_000
+
+
+def scaled(image: np.ndarray, size: int) -> np.ndarray:
+    """A picture uint8 [H, W, 3], scaled until its shorter side is `size`."""
+    height, width = image.shape[:2]
+    factor = size / min(height, width)
+    if factor == 1:
+        return image
+    target = max(size, round(width * factor)), max(size, round(height * factor))
+    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.LANCZOS))
+
+
+class LabelledPictures:
+    """Pictures and their classes; a `train.data.Source`.
+
+    Args:
+      pictures: paths, or pixels uint8 [H, W, 3].
+      labels: the class of each, 0 .. len(classes) - 1.
+      classes: their names.
+      patchsize: P, side of the patches.
+    """
+
+    def __init__(self, pictures: Sequence, labels: Sequence[int], classes: Sequence[str], patchsize: int):
+        self.pictures, self.labels = list(pictures), np.asarray(labels, np.int32)
+        self.classes, self.patchsize = tuple(classes), patchsize
+        self._damaged: set[str] = set()
+        self._read = functools.lru_cache(maxsize=4096)(self._read_uncached)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def _read_uncached(self, index: int) -> np.ndarray:
+        picture = self.pictures[index]
+        return scaled(picture if isinstance(picture, np.ndarray) else read_image(picture), self.patchsize)
+
+    def split(self, every: int = HOLD_OUT) -> tuple[LabelledPictures, LabelledPictures]:
+        """Those to train on, and every `every`-th and at least one, which is held out; of one picture, both."""
+        held_out = list(range(0, len(self), every))
+        rest = [i for i in range(len(self)) if i % every] or held_out
+        return self._subset(rest), self._subset(held_out)
+
+    def _subset(self, indices: Sequence[int]) -> LabelledPictures:
+        pictures = [self.pictures[i] for i in indices]
+        return LabelledPictures(pictures, self.labels[indices], self.classes, self.patchsize)
+
+    def crops(
+        self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
+    ) -> tf.data.Dataset:
+        """See `train.data.Source.crops`. Each pass through the pictures is another permutation of them.
+
+        Damaged pictures are skipped when they are met, and counted.
+        """
+        del context  # the draws are this worker's own already
+        p = self.patchsize
+
+        def crops(draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            turn, place = divmod(int(draw), len(self))
+            order = permutation(seed, turn, len(self))
+            random = np.random.Generator(np.random.Philox(key=[seed, int(draw)]))
+            for attempt in range(min(len(self), MAX_DAMAGED)):
+                index = int(order[(place + attempt) % len(self)])
+                try:
+                    picture = self._read(index)
+                except UserError as error:
+                    self._note_damaged(error)
+                    continue
+                patches = np.stack([random_crop(picture, p, random) for _ in range(count)])
+                return patches, np.full([count], self.labels[index])
+            raise UserError(f"{self.pictures[index]}: damaged, and so are those around it")
+
+        def tf_crops(draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            patches, labels = tf.numpy_function(crops, [draw], (tf.uint8, tf.int32), stateful=False)
+            return tf.ensure_shape(patches, (count, p, p, 3)), tf.ensure_shape(labels, (count,))
+
+        return draws.map(tf_crops, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def centre_crops(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """The centres of at most `limit` pictures, spread over them: uint8 [N, P, P, 3]; their classes, int32 [N].
+
+        Raises:
+          UserError: none of them can be decoded.
+        """
+        patches, labels = [], []
+        for index in np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).round().astype(int)):
+            try:
+                patches.append(centre_crop(self._read(int(index)), self.patchsize))
+                labels.append(self.labels[index])
+            except UserError as error:
+                self._note_damaged(error)
+        if not patches:
+            raise UserError(f"{self.pictures[0]}: damaged, and so are all others to validate on")
+        return np.stack(patches), np.array(labels, np.int32)
+
+    def _note_damaged(self, error: UserError) -> None:
+        if str(error) not in self._damaged:
+            self._damaged.add(str(error))
+            logger.warning("damaged pictures skipped so far: %d. The last: %s", len(self._damaged), error)
+
+
+def open_labelled(name: str, patchsize: int) -> tuple[LabelledPictures, LabelledPictures]:
+    """The pictures to train on and those to validate on, of a folder or a TensorFlow Datasets data set.
+
+    Raises:
+      UserError: no such folder or data set; no classes, a class without pictures, other classes to validate on.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if os.sep in name and name.startswith((".", os.sep, "~")):
+            raise UserError(f"--labelled {name}: no such folder")
+        return _open_tfds(name, patchsize)
+    train = folder / "train"
+    if not train.is_dir():
+        return open_classes(folder, patchsize).split()
+    pictures = open_classes(train, patchsize)
+    for other in VALIDATION_FOLDERS:
+        if (folder / other).is_dir():
+            validation = open_classes(folder / other, patchsize)
+            if validation.classes != pictures.classes:
+                odd = sorted(set(validation.classes) ^ set(pictures.classes))
+                raise UserError(f"{folder / other}: other classes than {train}: {', '.join(odd[:5])}")
+            return pictures, validation
+    return pictures.split()
+
+
+def open_classes(folder, patchsize: int) -> LabelledPictures:
+    """The pictures of a folder that has one folder for each class. UserError as of `open_labelled`."""
+    classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise UserError(f"{folder}: no folders of classes in it")
+    known = set(Image.registered_extensions())
+    paths, labels = [], []
+    for number, name in enumerate(classes):
+        inside = sorted(p for p in (Path(folder) / name).iterdir() if p.suffix.lower() in known)
+        if not inside:
+            raise UserError(f"{Path(folder) / name}: a class folder without pictures")
+        paths += inside
+        labels += [number] * len(inside)
+    return LabelledPictures(paths, labels, classes, patchsize)
+
+
+def _open_tfds(name: str, patchsize: int) -> tuple[LabelledPictures, LabelledPictures]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"--labelled {name}: no such folder; for a data set of that name: pip install tensorflow-datasets"
+        ) from error
+    try:
+        builder = tfds.builder(name)
+        builder.download_and_prepare()
+        classes, splits = builder.info.features["label"].names, builder.info.splits
+    # Unknown names, failed downloads, no labels: an exception type for each, and one line for the user.
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"--labelled {name}: {reason}") from error
+
+    def read(split: str) -> LabelledPictures:
+        records = builder.as_dataset(split=split).take(MAX_IN_MEMORY).as_numpy_iterator()
+        pairs = [(scaled(as_rgb(record["image"]), patchsize), record["label"]) for record in records]
+        if not pairs:
+            raise UserError(f"--labelled {name}: no pictures in {split}")
+        return LabelledPictures(*zip(*pairs), classes, patchsize)
+
+    if "train" not in splits:
+        raise UserError(f"--labelled {name}: has no split named train, only {', '.join(splits)}")
+    for split in ("validation", "test"):
+        if split in splits:
+            return read("train"), read(split)
+    return read("train").split()
