@@ -17,7 +17,6 @@ with a text that says what, before anything is allocated for what it claims.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from models.codec import Codec
 from models.coding import container_ops
 from models.coding.rans import CPU, require
 from models.errors import UserError
+from models.images import encode_image
 
 #: Larger pictures are refused: one request must not take a server's memory.
 MAX_PIXELS = 1 << 25
@@ -186,14 +186,16 @@ def write_warmup(folder: Path, codec: Codec) -> None:
     """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-    image = _sample_picture()
+    image, wishes = _sample_picture(), _middle(codec)
+    file = {"image_bytes": np.array([encode_image(image)], object)}
+    stream = {"bitstream_bytes": np.array([codec.compress(image)], object)}
     inputs = {
-        "compress": {"image": image[None], **_middle(codec)},
-        "decompress": {"bitstream_bytes": np.array([codec.compress(image)], object)},
-        "compress_file": {"image_bytes": np.array([_png(image)], object), **_middle(codec)},
-        "decompress_file": {"bitstream_bytes": np.array([codec.compress(image)], object)},
-        "serving_default": {"image_bytes": np.array([_png(image)], object)},
-        **{name: {"bitstream_bytes": np.array([codec.compress(image)], object)} for name in codec.latent_outputs()},
+        "compress": {"image": image[None], **wishes},
+        "decompress": stream,
+        "compress_file": {**file, **wishes},
+        "decompress_file": stream,
+        "serving_default": file,
+        **dict.fromkeys(codec.latent_outputs(), stream),
     }
     (folder / "assets.extra").mkdir()
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / WARMUP)) as writer:
@@ -206,20 +208,12 @@ def write_warmup(folder: Path, codec: Codec) -> None:
 
 
 def _middle(codec: Codec) -> dict[str, np.ndarray]:
-    """Values for the controls of one request."""
+    """Values for the controls of one request: a middle quality, for all of the picture where the control is a map."""
     middle = codec.qualities[codec.qualities.size // 2] if codec.qualities.size else 0
-    return {name: np.full([1], middle, np.float32) for name in codec.request_specs()}
+    return {name: np.full([1] * len(spec.shape), middle, np.float32) for name, spec in codec.request_specs().items()}
 
 
 def _sample_picture() -> np.ndarray:
     """uint8 [192, 256, 3], a gradient."""
     rows, columns = np.mgrid[:192, :256]
     return np.stack([rows, columns, (rows + columns) // 2], -1).astype(np.uint8)
-
-
-def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png")
-    return buffer.getvalue()

@@ -19,6 +19,7 @@ from models import client, serving
 from models.cli import main
 from models.coding import container
 from models.errors import UserError
+from models.images import encode_image
 
 HERE = Path(__file__).parent
 
@@ -68,12 +69,12 @@ def test_the_bytes_are_those_of_the_command_line(call, tiny, crop):
 
 def test_files_of_different_sizes(call, tiny, crop):
     images = [crop(33, 65), crop(16, 8), crop(1, 1)]
-    streams = call("compress_file", image_bytes=[serving._png(image) for image in images])["bitstream_bytes"]
+    streams = call("compress_file", image_bytes=[encode_image(image) for image in images])["bitstream_bytes"]
     assert streams.tolist() == [tiny.compress(image) for image in images]
     files = call("decompress_file", bitstream_bytes=streams)["image_bytes"]
     for file, stream in zip(files, streams):
         assert close(tf.io.decode_png(file).numpy(), tiny.decompress(stream))
-    default = call("serving_default", image_bytes=[serving._png(images[0])])["bitstream_bytes"]
+    default = call("serving_default", image_bytes=[encode_image(images[0])])["bitstream_bytes"]
     assert default[0] == streams[0]
 
 
@@ -290,7 +291,7 @@ def test_client_there_and_back(interface, request, tiny, crop, tmp_path, capsys)
     url = request.getfixturevalue(interface)
     pictures = [tmp_path / name for name in ("a.png", "b.png")]
     for path, image in zip(pictures, (crop(30, 44), crop(21, 16))):
-        path.write_bytes(serving._png(image))
+        path.write_bytes(encode_image(image))
     assert client.main(["compress", *map(str, pictures), "--server", url]) == 0
     streams = [Path(f"{path}.tfci") for path in pictures]
     assert [s.read_bytes() for s in streams] == [tiny.compress(crop(30, 44)), tiny.compress(crop(21, 16))]
@@ -312,7 +313,7 @@ def test_client_there_and_back(interface, request, tiny, crop, tmp_path, capsys)
 
 def test_client_errors(rest_url, crop, tmp_path, capsys):
     picture = tmp_path / "a.png"
-    picture.write_bytes(serving._png(crop(8, 8)))
+    picture.write_bytes(encode_image(crop(8, 8)))
     (tmp_path / "text.png").write_text("no picture")
     for arguments, says in (
         ((picture, "--server", "localhost:8501"), "must be like http://HOST"),
@@ -330,7 +331,7 @@ def test_client_errors(rest_url, crop, tmp_path, capsys):
 
 def test_client_needs_no_tensorflow(rest_url, crop, tmp_path):
     picture = tmp_path / "a.png"
-    picture.write_bytes(serving._png(crop(8, 8)))
+    picture.write_bytes(encode_image(crop(8, 8)))
     code = (
         "import sys; from models.client import main; code = main(sys.argv[1:]); assert 'tensorflow' not in sys.modules"
     )

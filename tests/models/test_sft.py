@@ -1,8 +1,6 @@
 """SFT on the contract: maps as controls, what they do to files, and what is said of bad ones."""
 
 import dataclasses
-import gzip
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from eval import region as region_program
-from models import cli, task_map
+from models import cli, serving, task_map
 from models.codec import load, load_for_training, to_uint8
 from models.coding import container
 from models.errors import UserError
@@ -20,15 +18,11 @@ from models.serving import signatures
 from models.sft import LATENT_SCALE, PRESETS, SFT, Config
 from models.weights import shipped
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-
 
 @pytest.fixture(scope="session")
-def sft_weights(tmp_path_factory):
+def sft_weights(golden_weights):
     """Weights file of the tiny SFT of the golden files."""
-    path = tmp_path_factory.mktemp("weights") / "sft_tiny.safetensors"
-    path.write_bytes(gzip.decompress((GOLDEN / "sft_tiny.safetensors.gz").read_bytes()))
-    return path
+    return golden_weights("sft")
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +76,20 @@ def test_traced_files_are_the_same(sft_weights, picture):
     before = codec.compress(picture, quality_map=map_)
     codec.trace()
     assert codec.compress(picture, quality_map=map_) == before
+
+
+def test_the_warmup_request_is_one_that_the_server_takes(sft, tmp_path):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    serving.write_warmup(tmp_path, sft)
+    records = tf.data.TFRecordDataset(str(tmp_path / "assets.extra" / serving.WARMUP)).as_numpy_iterator()
+    requests = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records]
+    for request in requests:
+        if request.model_spec.signature_name in ("compress", "compress_file"):
+            maps = tf.make_ndarray(request.inputs["quality_map"])
+            assert sft.request_specs()["quality_map"].is_compatible_with(tf.constant(maps))
+            assert maps.tolist() == [[[[0.5]]]]
+    assert len(requests) == 5
 
 
 def test_served_files_are_the_same_and_take_the_map_as_an_input(sft, picture):

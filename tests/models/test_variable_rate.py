@@ -9,6 +9,7 @@ from models.codec import check_lambdas, load, load_for_training, to_uint8
 from models.coding import container
 from models.elic import ELIC, Config
 from models.errors import UserError
+from models.images import encode_image
 
 TINY = Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16)
 LAMBDAS = (0.001, 0.01, 0.1)
@@ -137,7 +138,7 @@ def test_each_picture_of_a_served_batch_has_its_own_quality(variable):
     for bad in (0.9, 3.1, float("nan")):
         with pytest.raises(tf.errors.InvalidArgumentError, match="quality is not within 1 to 3"):
             compress(picture[None], np.array([bad], np.float32))
-    middle = serving.signatures(codec)["serving_default"](tf.constant([serving._png(picture)]))["bitstream_bytes"]
+    middle = serving.signatures(codec)["serving_default"](tf.constant([encode_image(picture)]))["bitstream_bytes"]
     assert middle.numpy()[0] == codec.compress(picture, quality=2)
     damaged = bytearray(streams.numpy()[0])
     damaged[container.header_bytes(container.unpack(bytes(damaged))[0]).__len__() - 1] = 65
