@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -80,22 +80,31 @@ def table(figures: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.cwic_bits", description=__doc__.split("\n")[0])
+def run(model: str, measure: Callable, program: str, about: str, argv: Sequence[str] | None) -> int:
+    """The command line of this program, and of those for other models.
+
+    Args:
+      model: whose weights it takes.
+      measure: as `measure` here, of a codec and pictures.
+      program: its module, and `about` its docstring.
+      argv: arguments, those of the process by default.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about.split("\n")[0])
     parser.add_argument("pictures", nargs="+", help="pictures, or globs")
-    parser.add_argument("--weights", help="weights file; by default the first that ship for cwic")
+    parser.add_argument("--weights", help=f"weights file; by default the first that ship for {model}")
     args = parser.parse_args(argv)
     try:
-        shipped = weights.shipped("cwic")
-        if not args.weights and not shipped:
-            raise UserError("no weights for cwic ship: name a file with --weights")
-        codec = load(args.weights or shipped[0])
-        if codec.entry.name != "cwic":
-            raise UserError(f"{args.weights}: weights of {codec.entry.name}, not of cwic")
+        codec = load(args.weights or weights.first(model))
+        if codec.entry.name != model:
+            raise UserError(f"{args.weights}: weights of {codec.entry.name}, not of {model}")
         print(table(measure(codec, map(images.read_image, images.expand_inputs(args.pictures)))))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run("cwic", measure, "eval.cwic_bits", __doc__, argv)
 
 
 if __name__ == "__main__":

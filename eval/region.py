@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # a command line does not open with TensorFlow's log
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import numpy as np
 
 from models.errors import UserError
@@ -47,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="of SFT; by default those that ship")
     parser.add_argument("-o", "--output", type=Path, default=Path("region.png"), help="the pictures side by side")
     args = parser.parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         return _run(args)
     except (UserError, OSError) as error:
@@ -60,9 +62,7 @@ def _run(args) -> int:
     from models import weights
     from models.codec import load
 
-    path = args.weights or next(iter(weights.shipped("sft")), None)
-    if path is None:
-        raise UserError("no weights for sft ship: name a file with --weights")
+    path = args.weights or weights.first("sft")
     image = read_image(args.picture)
     panels = {"original": image}
     print("map      bytes  PSNR inside  outside, dB")

@@ -11,9 +11,8 @@ The five-level latents of the same pictures (and the switches of the variant sww
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,10 +20,7 @@ if __name__ == "__main__":
 import numpy as np
 import tensorflow as tf
 
-from eval.cwic_bits import MODELS, entropy, table
-from models import images, weights
-from models.codec import load
-from models.errors import UserError
+from eval.cwic_bits import MODELS, entropy, run
 from models.latents import TableRate
 from transforms.quantizers import LIMIT
 from transforms.switches import CELL
@@ -63,22 +59,8 @@ def measure(codec, pictures: Iterable[np.ndarray]) -> dict[str, dict[str, float]
     return result
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.sae_bits", description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="+", help="pictures, or globs")
-    parser.add_argument("--weights", help="weights file; by default the first that ship for sae_spn")
-    args = parser.parse_args(argv)
-    try:
-        shipped = weights.shipped("sae_spn")
-        if not args.weights and not shipped:
-            raise UserError("no weights for sae_spn ship: name a file with --weights")
-        codec = load(args.weights or shipped[0])
-        if codec.entry.name != "sae_spn":
-            raise UserError(f"{args.weights}: weights of {codec.entry.name}, not of sae_spn")
-        print(table(measure(codec, map(images.read_image, images.expand_inputs(args.pictures)))))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    return run("sae_spn", measure, "eval.sae_bits", __doc__, argv)
 
 
 if __name__ == "__main__":

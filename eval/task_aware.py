@@ -14,6 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # a command line does not open with TensorFlow's log
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import numpy as np
 
 from models.errors import UserError
@@ -116,7 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--save_classifier", type=Path, help="also save the one that finds the maps (.keras)")
     parser.add_argument("-o", "--output", type=Path, default=Path("task_aware.png"), help="plot; .json goes beside it")
     args = parser.parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         return _run(args)
     except (UserError, OSError) as error:
@@ -129,9 +131,7 @@ def _run(args) -> int:
     from models.codec import load, load_for_training
     from models.task_map import Classifier, find_maps
 
-    path = args.weights or next(iter(weights.shipped("sft")), None)
-    if path is None:
-        raise UserError("no weights for sft ship: name a file with --weights")
+    path = args.weights or weights.first("sft")
     codec, frozen = load(path), load_for_training(path)
     pictures, labels, _ = read_labelled(args.data / "train")
     finder = make_classifier(pictures, labels, (32, 64, 128), args.epochs, seed=1)

@@ -99,6 +99,13 @@ def shipped(model: str) -> list[Path]:
     return sorted((SHIPPED / model).glob("*.safetensors"))
 
 
+def first(model: str) -> Path:
+    """The first weights file that ships for `model`. UserError if none does."""
+    for path in shipped(model):
+        return path
+    raise UserError(f"no weights for {model} ship: name a file with --weights")
+
+
 def find(model: str, weights_id: bytes) -> Path:
     """The shipped weights that wrote a file. StreamError if it is none of them."""
     for path in shipped(model):

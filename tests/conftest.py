@@ -27,11 +27,21 @@ def jax_python() -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory):
+def golden_weights(tmp_path_factory):
+    """Path of the golden weights file of a model, by the model's name."""
+
+    def unpack(model: str) -> Path:
+        path = tmp_path_factory.mktemp("weights") / f"{model}_tiny.safetensors"
+        path.write_bytes(gzip.decompress((GOLDEN / f"{path.name}.gz").read_bytes()))
+        return path
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(golden_weights):
     """Weights file of the tiny model, trained just enough for its latents to say something."""
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    path.write_bytes(gzip.decompress((GOLDEN / "elic_tiny.safetensors.gz").read_bytes()))
-    return path
+    return golden_weights("elic")
 
 
 @pytest.fixture(scope="session")
@@ -43,11 +53,9 @@ def tiny(tiny_weights):
 
 
 @pytest.fixture(scope="session")
-def tiny_cwic_weights(tmp_path_factory):
+def tiny_cwic_weights(golden_weights):
     """The same for CWIC, of stage 2."""
-    path = tmp_path_factory.mktemp("weights") / "tiny_cwic.safetensors"
-    path.write_bytes(gzip.decompress((GOLDEN / "cwic_tiny.safetensors.gz").read_bytes()))
-    return path
+    return golden_weights("cwic")
 
 
 @pytest.fixture(scope="session")
@@ -59,21 +67,17 @@ def tiny_cwic(tiny_cwic_weights):
 
 
 @pytest.fixture(scope="session")
-def tiny_sae_spn(tmp_path_factory):
+def tiny_sae_spn(golden_weights):
     """The tiny SAE-SPN, of stage 1, ready to code. Do not change it: all tests share it."""
     from models.codec import load
 
-    path = tmp_path_factory.mktemp("weights") / "tiny_sae_spn.safetensors"
-    path.write_bytes(gzip.decompress((GOLDEN / "sae_spn_tiny.safetensors.gz").read_bytes()))
-    return load(path)
+    return load(golden_weights("sae_spn"))
 
 
 @pytest.fixture(scope="session")
-def tiny_elc_weights(tmp_path_factory):
+def tiny_elc_weights(golden_weights):
     """The same for ELC, of stage "decoder"."""
-    path = tmp_path_factory.mktemp("weights") / "tiny_elc.safetensors"
-    path.write_bytes(gzip.decompress((GOLDEN / "elc_tiny.safetensors.gz").read_bytes()))
-    return path
+    return golden_weights("elc")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from eval import sae_bits
+from eval import cwic_bits, sae_bits
 
 
 def test_counts():
@@ -23,4 +23,4 @@ def test_bits_of_a_picture(tiny_sae_spn, photograph, crop):
     written = sum(float(tiny_sae_spn(tf.constant(p[None]))[1]["latents"][0]) for p in pictures)
     assert parts["context"] == pytest.approx(written / pixels, rel=1e-3)
     assert 0 < parts["static"] < parts["no model"]
-    assert "static" in sae_bits.table({"latents": parts})
+    assert "static" in cwic_bits.table({"latents": parts})
