@@ -115,6 +115,7 @@ def _add_compress(commands, entry: registry.Entry) -> None:
     entry.codec.add_compress_flags(parser, rate)
     rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
     rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
+    _add_tile_flag(parser)
     _add_weights_flags(parser, entry)
 
 
@@ -123,6 +124,7 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
     _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
     _add_stream_weights_flag(parser)
+    _add_tile_flag(parser)
     if entry.progressive:
         parser.add_argument(
             "--groups",
@@ -136,6 +138,16 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
         action="store_true",
         help="Accept a file that is cut off and show what it still holds: for a download in progress, or a damaged "
         "disk. Nothing can be verified then.",
+    )
+
+
+def _add_tile_flag(parser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="Side of the tiles that large pictures are worked through in: smaller ones take less memory and more "
+        "time. By default 1024 above 2.6 megapixels; smaller pictures are not cut.",
     )
 
 
@@ -195,6 +207,7 @@ def _add_export(commands, entry: registry.Entry) -> None:
         default=32,
         help="The served model refuses larger pictures, so that one request cannot take the server's memory.",
     )
+    _add_tile_flag(parser)
     _add_weights_flags(parser, entry)
 
 
@@ -237,13 +250,22 @@ def _weights_path(model: str, args: argparse.Namespace) -> Path:
     raise UserError(f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some")
 
 
-def _load(model: str, path: Path, synthesis: bool = True):
+def _load(model: str, path: Path, synthesis: bool = True, tile: int | None = None):
     from models.codec import load
+
+    if tile is not None and tile < 1:
+        raise UserError(f"--tile {tile}: must be at least 1")
 
     name = weights.read_metadata(path).get("model")
     if name != model:
         raise UserError(f"{path}: weights of {name}, not of {model}")
-    return load(path, synthesis=synthesis)
+    codec = load(path, synthesis=synthesis)
+    if tile is not None and codec.reach is None:
+        raise UserError(
+            f"--tile: each pixel depends on the whole picture with these {model} weights, which normalise over it"
+        )
+    codec.tile = tile
+    return codec
 
 
 def _each(inputs: Sequence[Path], work: Callable[[Path], str | None]) -> int:
@@ -269,7 +291,7 @@ def _each(inputs: Sequence[Path], work: Callable[[Path], str | None]) -> int:
 def _compress(model: str, args: argparse.Namespace) -> int:
     inputs = images.expand_inputs(args.inputs)
     targets = dict(zip(inputs, images.output_paths(inputs, args.output, STREAM_SUFFIX)))
-    codec = _load(model, _weights_path(model, args), synthesis=False)
+    codec = _load(model, _weights_path(model, args), synthesis=False, tile=args.tile)
     codec.check_quality(getattr(args, "quality", None))
 
     def work(source: Path) -> str:
@@ -310,7 +332,7 @@ def _codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.H
         key = None if args.weights else header.weights_id
         if key not in codecs:
             path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
-            codecs[key] = _load(model, path)
+            codecs[key] = _load(model, path, tile=args.tile)
         return codecs[key]
 
     return codec_for
@@ -418,9 +440,16 @@ def _export(model: str, args: argparse.Namespace) -> int:
     if not args.max_megapixels > 0:
         raise UserError(f"--max_megapixels {args.max_megapixels}: must be above 0")
     path = _weights_path(model, args)
-    codec = _load(model, path)
+    codec = _load(model, path, tile=args.tile)
     from models import serving
 
+    if codec.reach is None and args.max_megapixels > 1:
+        warnings.warn(
+            f"these {model} weights normalise over the whole picture, and were trained on small ones: colours and "
+            "contrast of large pictures may be off, and they take memory in one piece: see --max_megapixels",
+            images.ImageWarning,
+            stacklevel=1,
+        )
     card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
     target = serving.export(
         codec,

@@ -1,8 +1,8 @@
 """`Codec`: a Keras model that is also a file format.
 
-A paper's file gives a `Config`, the transforms, `transmit` and `reconstruct`; this module gives the rest: padding to
-the stride and cropping back, the rate-distortion training step, compressing to and decompressing from bytes, and the
-weights file. See `models/elic.py` for how a model uses it.
+A paper's file gives a `Config`, the transforms, `analyse`, `code` and `reconstruct`; this module gives the rest:
+padding to the stride and cropping back, tiles for large pictures, the rate-distortion training step, compressing to and
+decompressing from bytes, and the weights file. See `models/elic.py` for how a model uses it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models import registry, weights
 from models.coding import container, rans, tables
 from models.errors import UserError
 from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
-from transforms import exact
+from transforms import exact, tiling
 from transforms.chain import Chain
 from transforms.gain import MAX_LEVELS, STEPS, GainUnit
 
@@ -49,10 +49,13 @@ class Codec(tf.keras.Model):
 
     A model gives:
       stride: rows and columns of pixels that a picture is padded to a multiple of.
-      transmit(coder, images=None, shape=None, **controls): **one** method for both directions. It walks the latents in
-        coding order and hands each to `coder` (`models/latents.py`), which returns it decoded. images: float32
-        [B, H, W, 3] in 0..255, padded; or, where there are none, shape: (B, H, W). Returns the decoded latents.
+      analyse(images, **controls): what is made of the pixels before anything is coded: a float32 tensor or a structure
+        of such. images: float32 [B, H, W, 3] in 0..255, padded.
+      code(coder, analysed, shape, **controls): **one** method for both directions. It walks the latents in coding order
+        and hands each to `coder` (`models/latents.py`), which returns it decoded. analysed: of `analyse`; None when
+        decoding. shape: (B, H, W) of the padded images. Returns the decoded latents.
       reconstruct(latents): the synthesis, float32 [B, H, W, 3] in 0..255.
+      reach: how far `analyse` and `reconstruct` reach, for tiles; None if each pixel depends on all of the picture.
       prior_channels(): channels of the factorised prior.
 
     and, where it differs from the usual: `losses` (with `metric_names`), `make_entropy_models` and `table_rows` (what
@@ -66,6 +69,9 @@ class Codec(tf.keras.Model):
     metric_names: tuple[str, ...] = ("loss", "bpp", "mse", "psnr")
     #: The parts that only decoding needs, by name.
     decoder_parts: tuple[str, ...] = ("synthesis",)
+    reach: tiling.Reach | None = None
+    #: Side of the tiles in which pictures are worked through, in pixels; None: as `transforms.tiling` sees fit.
+    tile: int | None = None
     #: The model's own subcommands of the command line that read files, by name.
     stream_commands: dict[str, StreamCommand] = {}
     entry = None  # set by registry.register
@@ -84,7 +90,10 @@ class Codec(tf.keras.Model):
 
     # ---- what a model gives -------------------------------------------------------------------------------------
 
-    def transmit(self, coder, images=None, shape=None, **controls):
+    def analyse(self, images, **controls):
+        raise NotImplementedError
+
+    def code(self, coder, analysed, shape, **controls):
         raise NotImplementedError
 
     def reconstruct(self, latents):
@@ -110,6 +119,12 @@ class Codec(tf.keras.Model):
     def from_settings(cls, config, settings: Mapping[str, str]) -> Codec:
         """A codec of a configuration and its `settings`; ValueError or UserError if they are none."""
         return cls(config, lmbda=[float(value) for value in settings.get("lambda", "").split(",")])
+
+    def transmit(self, coder, images=None, shape=None, **controls):
+        """Images through `analyse` and `code`; without them, `code` for a shape (B, H, W). The decoded latents."""
+        if images is None:
+            return self.code(coder, None, shape, **controls)
+        return self.code(coder, self.analyse(images, **controls), tf.shape(images)[:3], **controls)
 
     # ---- pixels -------------------------------------------------------------------------------------------------
 
@@ -439,13 +454,38 @@ class Codec(tf.keras.Model):
     def _encode(self, images: tf.Tensor, header: tf.Tensor, controls: dict) -> tuple[tf.Tensor, tf.Tensor]:
         """Pictures uint8 [B, H, W, 3] -> payloads, string [B], and fingerprints, uint32 [B]."""
         stream = rans.RansEncoder(self.coder)
-        self.transmit(LatentCoder(stream), self.pad(tf.cast(images, tf.float32)), **self.pad_controls(controls))
+        images, controls = self.pad(images), self.pad_controls(controls)
+        self.code(LatentCoder(stream), self.analyse_in_tiles(images, controls), tf.shape(images)[:3], **controls)
         return stream.finish(), stream.fingerprint(header)
 
     def _decode(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
         """Payloads, string [B], of pictures of one size (height, width) -> float32 [B, H, W, 3], fingerprints [B]."""
         latents, mark = self._decode_latents(payloads, header, size, controls)
-        return self.reconstruct(latents)[:, : size[0], : size[1]], mark
+        return self.reconstruct_in_tiles(latents)[:, : size[0], : size[1]], mark
+
+    def analyse_in_tiles(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
+        """`analyse` of padded pictures, uint8 [B, H, W, 3]; of large ones in tiles, where there are no gradients."""
+        maps = {name: value for name, value in controls.items() if len(value.shape) == 4}
+
+        def analyse(part, *parts):
+            return self.analyse(tf.cast(part, tf.float32), **{**controls, **dict(zip(maps, parts))})
+
+        inputs = [images, *maps.values()]
+        if self.reach is None:
+            return analyse(*inputs)
+        r = self.reach
+        return tiling.in_tiles(analyse, inputs, [1] * len(inputs), r.latents, r.unit, r.analysis, self.tile)
+
+    def reconstruct_in_tiles(self, latents) -> tf.Tensor:
+        """`reconstruct`; of large pictures in tiles, where there are no gradients."""
+        if self.reach is None:
+            return self.reconstruct(latents)
+
+        def reconstruct(*parts):
+            return self.reconstruct(tf.nest.pack_sequence_as(latents, parts))
+
+        r = self.reach
+        return tiling.in_tiles(reconstruct, tf.nest.flatten(latents), r.decoded, [1], r.unit, r.synthesis, self.tile)
 
     def _decode_latents(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
         """The same without the synthesis: latents as `transmit` returns them, fingerprints [B]."""
@@ -525,7 +565,7 @@ class Codec(tf.keras.Model):
             latents = self.transmit(LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls)
         except tf.errors.InvalidArgumentError as error:
             raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
-        return to_uint8(self.reconstruct(latents)[0, :height, :width])
+        return to_uint8(self.reconstruct_in_tiles(latents)[0, :height, :width])
 
     def latents(self, data: bytes):
         """The latents that are in the bytes of a file, as `transmit` returns them, B = 1: no picture is made.

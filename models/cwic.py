@@ -35,6 +35,7 @@ from models.errors import UserError
 from models.registry import register
 from transforms import cwic as transforms
 from transforms import importance
+from transforms.tiling import Reach
 
 #: The loss counts bits per pixel; a squared error of 1 on the 0..255 scale weighs as much as this many.
 DISTORTION_WEIGHT = 0.01
@@ -122,6 +123,8 @@ class CWIC(Codec):
     """
 
     stride = (8, 16)  # codes at 1/8; an even number of columns for the checkerboard
+    # Codes, and in stage 2 the importance map.
+    reach = Reach(unit=8, analysis=72, synthesis=64, latents=(8, 8), decoded=(8,))
     metric_names = ("loss", "bpp", "mse", "psnr", "importance")
 
     def __init__(self, config: Config = PRESETS["low"], stage: int = 1, ratio: float = 1.0, joint_rate: bool = False):
@@ -133,6 +136,8 @@ class CWIC(Codec):
         if not 0 < ratio <= 1:
             raise UserError(f"ratio {ratio:g} is not within (0, 1]")
         super().__init__(config, lmbda=DISTORTION_WEIGHT)
+        if stage == 1:
+            self.reach = dataclasses.replace(self.reach, latents=(8,))
         self.stage, self.ratio, self.joint_rate = stage, ratio, joint_rate
         features = c.encoder_widths[-1]
         self.encoder = transforms.encoder(c.encoder_widths, c.hidden)
@@ -150,17 +155,10 @@ class CWIC(Codec):
         codes = importance.binarise(self.code_head(features))
         return codes, self.importance_net(features) if self.stage == 2 else None
 
-    def transmit(self, coder, images=None, shape=None):
-        """Walks the importance map and the codes in coding order; see `Codec.transmit`. Returns the trimmed codes."""
-        codes = p = None
-        if images is not None:
-            codes, p = self.analyse(images)
-            shape = tf.shape(images)[:3]
-        return self._transmit(coder, codes, p, shape)
-
-    def _transmit(self, coder, codes, p, shape) -> tf.Tensor:
-        """Of what `analyse` gives, or of nothing when decoding; shape: (B, H, W) of the padded images."""
+    def code(self, coder, analysed, shape) -> tf.Tensor:
+        """Walks the importance map and the codes in coding order; see `Codec`. Returns the trimmed codes."""
         c = self.config
+        codes, p = (None, None) if analysed is None else analysed
         level, planes = self._transmit_map(coder, p, [shape[0], shape[1] // 8, shape[2] // 8])
         mask = importance.mask(level, c.codes, c.levels, p)
         trimmed = None if codes is None else codes * mask
@@ -202,7 +200,7 @@ class CWIC(Codec):
         padded = self.pad(images)
         coder = self._rate_coder(training)
         codes, p = self.analyse(padded)
-        reconstruction = self.reconstruct(self._transmit(coder, codes, p, tf.shape(padded)[:3]))
+        reconstruction = self.reconstruct(self.code(coder, (codes, p), tf.shape(padded)[:3]))
         reconstruction = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
         figures = self.rate_and_distortion(images, reconstruction, coder.bits, training)
         figures = {name: tf.reduce_mean(figure) for name, figure in figures.items()}

@@ -46,6 +46,7 @@ from models.registry import register
 from transforms import checkerboard, cheng, deep_features, enhance, hific
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.resample import pad_to_multiple
+from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ class ELC(Codec):
 
     # Latents at 1/16; an even number of columns for the checkerboard. The hyper-latent's factor 4 is padded inside.
     stride = (16, 32)
+    reach = Reach(unit=16, analysis=128, synthesis=176, latents=(16,), decoded=(16,))
     decoder_parts = ("synthesis", "feature_transform", "classifier", "synthesis_stages", "enhancement")
 
     def __init__(
@@ -209,6 +211,8 @@ class ELC(Codec):
             self.feature_transform = enhance.feature_transform(n, c.transform_width, features)
             self.classifier: classifiers.Tail | None = None  # made with the other variables
         if self.enhances:
+            # An RRDB reaches 15 positions, at 1/8 and again at 1/4.
+            self.reach = dataclasses.replace(self.reach, synthesis=156 + 15 * (8 + 4) * c.dense_blocks)
             self.synthesis_stages = cheng.SynthesisStages(n)
             self.enhancement = enhance.Enhancement(n, c.enhanced_width, c.growth, c.dense_blocks)
 
@@ -222,13 +226,13 @@ class ELC(Codec):
 
     # ---- latents and what becomes of them -------------------------------------------------------------------------
 
-    def transmit(self, coder, images=None, shape=None):
-        """Walks z, the anchors and the non-anchors of y; see `Codec.transmit`. Returns y_hat [B, H / 16, W / 16, N]."""
-        y = z = None
-        anchors = non_anchors = None
-        if images is not None:
-            y = tf.cast(self.analysis(self.normalise(images)), tf.float32)
-            shape = tf.shape(images)[:3]
+    def analyse(self, images):
+        return tf.cast(self.analysis(self.normalise(images)), tf.float32)
+
+    def code(self, coder, y, shape):
+        """Walks z, the anchors and the non-anchors of y; see `Codec`. Returns y_hat [B, H / 16, W / 16, N]."""
+        z = anchors = non_anchors = None
+        if y is not None:
             z = self.hyper_analysis(pad_to_multiple(y, 4))
             anchors, non_anchors = checkerboard.split(y)
         rows, columns = shape[1] // 16, shape[2] // 16

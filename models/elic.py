@@ -38,6 +38,7 @@ from transforms import elic as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.gain import GainedInput, GainUnit
 from transforms.resample import pad_to_multiple
+from transforms.tiling import Reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,7 @@ class ELIC(Codec):
 
     # Latents at 1/16; an even number of columns for the checkerboard. The hyper-latent's factor 4 is padded inside.
     stride = (16, 32)
+    reach = Reach(unit=16, analysis=144, synthesis=144, latents=(16,), decoded=(16,))
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: float | Sequence[float] = 0.01):
         super().__init__(config, lmbda)
@@ -151,8 +153,11 @@ class ELIC(Codec):
     def prior_channels(self) -> int:
         return self.config.hyper_channels
 
-    def transmit(self, coder, images=None, shape=None, quality=None, groups: int | None = None):
-        """Walks z and the groups of y in coding order; see `Codec.transmit`.
+    def analyse(self, images, **_):
+        return tf.cast(self.analysis(self.normalise(images)), tf.float32)
+
+    def code(self, coder, y, shape, quality=None, groups: int | None = None):
+        """Walks z and the groups of y in coding order; see `Codec`.
 
         quality: int32 [B], in steps of 1/32 level, for weights of several λ (see transforms/gain.py).
         groups: when decoding, stop after this many groups; the others stay at their predicted means. UserError if there
@@ -161,10 +166,8 @@ class ELIC(Codec):
         count = len(self.config.groups)
         if groups is not None and not 0 <= groups <= count:
             raise UserError(f"groups must be 0 to {count}, not {groups}")
-        y = z = None
-        if images is not None:
-            y = tf.cast(self.analysis(self.normalise(images)), tf.float32)
-            shape = tf.shape(images)[:3]
+        z = None
+        if y is not None:
             if quality is not None:
                 y = self.latent_gain(y, quality)
             z = self.hyper_analysis(pad_to_multiple(y, 4))

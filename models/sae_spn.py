@@ -40,6 +40,7 @@ from models.latents import LOGIT_BIAS, LOGIT_GAIN
 from models.registry import register
 from transforms import adversarial, perceptual, quantizers, sae, switches
 from transforms.exact import Conv, EntropyNet, Fixed, Output
+from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +176,8 @@ class SAESPN(Codec):
     """
 
     stride = (16, 32)  # latents at 1/16; an even number of columns for the checkerboard
+    # With "channel" normalisation. For swwae the maps and the switches, too.
+    reach = Reach(unit=16, analysis=64, synthesis=336, latents=(16, 1, 2, 4, 8), decoded=(16, 16, 8, 4, 2))
 
     def __init__(
         self,
@@ -195,6 +198,10 @@ class SAESPN(Codec):
             raise UserError(f"norm {c.norm!r}: there are {', '.join(sae.NORMS)}")
         super().__init__(config, lmbda=1.0)
         self.variant, self.stage = variant, stage
+        if c.norm == "instance":
+            self.reach = None
+        elif variant != "swwae":
+            self.reach = dataclasses.replace(self.reach, latents=(16,), decoded=(16,))
         self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
         self._features = perceptual_features
         names = ["loss", "bpp", "mse", "psnr", "intermediate"]
@@ -214,23 +221,21 @@ class SAESPN(Codec):
         self.discriminator = None  # of a training, not of the codec: `compile` makes it
 
     def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Images [B, H, W, 3], padded -> latents before they are quantised, float32 [B, H / 16, W / 16, C], and the
-        maps before each max-pooling, fine to coarse."""
+        """Images [B, H, W, 3], padded -> latents before they are quantised, float32 [B, H / 16, W / 16, C], and for
+        swwae the maps before each max-pooling, fine to coarse."""
+        latents, maps = self._encode_maps(images)
+        return latents, [tf.cast(m, tf.float32) for m in maps] if self.variant == "swwae" else []
+
+    def _encode_maps(self, images: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """What `analyse` gives for swwae, of every variant."""
         return self.encoder(2 * self.normalise(images))
 
-    def transmit(self, coder, images=None, shape=None):
-        """Walks the latents and, for swwae, the switches in coding order; see `Codec.transmit`."""
-        latents, maps = None, None
-        if images is not None:
-            latents, maps = self.analyse(images)
-            shape = tf.shape(images)[:3]
-        return self._transmit(coder, latents, maps, shape)
-
-    def _transmit(self, coder, latents, maps, shape) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Of what `analyse` gives, or of nothing when decoding; shape: (B, H, W) of the padded images.
+    def code(self, coder, analysed, shape) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Walks the latents and, for swwae, the switches in coding order; see `Codec`.
 
         Returns the levels of the latents, float32 [B, H / 16, W / 16, C], and the switches, coarse to fine, if any.
         """
+        latents, maps = (None, None) if analysed is None else analysed
         batch, rows, columns = shape[0], shape[1] // 16, shape[2] // 16
         levels = None if latents is None else quantizers.quantise(latents, self.config.sigma)
         # The context model is to predict the levels, not to change them.
@@ -320,8 +325,8 @@ class SAESPN(Codec):
         images = tf.cast(images, tf.float32)
         padded = self.pad(images)
         coder, weights = self._rate_coder(training), self.loss_weights
-        latents, maps = self.analyse(padded)
-        fakes, made, logits = self.synthesis(*self._transmit(coder, latents, maps, tf.shape(padded)[:3]))
+        latents, maps = self._encode_maps(padded)
+        fakes, made, logits = self.synthesis(*self.code(coder, (latents, maps), tf.shape(padded)[:3]))
         reconstruction = self.denormalise(fakes / 2)
         shown = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
         figures = self.rate_and_distortion(images, shown, coder.bits, training)

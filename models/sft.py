@@ -42,6 +42,7 @@ from transforms import quality_maps
 from transforms import sft as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, spatially
 from transforms.resample import pad_to_multiple
+from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class SFT(Codec):
 
     # Latents at 1/16; the hyper-latent's factor 4 is padded inside.
     stride = (16, 16)
+    # The synthesis takes z_hat, at 1/64, too: it is what reaches farthest.
+    reach = Reach(unit=64, analysis=128, synthesis=256, latents=(16,), decoded=(16, 64))
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: tuple[float, float] = (0.001, 0.08)):
         super().__init__(config, lmbda)
@@ -143,15 +146,17 @@ class SFT(Codec):
 
     # ---- the codec --------------------------------------------------------------------------------------------------
 
-    def transmit(self, coder, images=None, shape=None, quality_map=None):
-        """Codes z, then y; see `Codec.transmit`. Returns (y_hat, z_hat), which the synthesis both needs.
+    def analyse(self, images, quality_map):
+        """y before its scale. quality_map: float32 [B, H, W, 1] in 0..1, padded as the images are."""
+        return tf.cast(self.analysis(self.normalise(images), quality_map), tf.float32)
 
-        quality_map: float32 [B, H, W, 1] in 0..1, padded as the images are. Only the encoder has it.
+    def code(self, coder, y, shape, quality_map=None):
+        """Codes z, then y; see `Codec`. Returns (y_hat, z_hat), which the synthesis both needs.
+
+        quality_map: that of `analyse`. Only the encoder has it.
         """
-        y = z = None
-        if images is not None:
-            y = tf.cast(self.analysis(self.normalise(images), quality_map), tf.float32)
-            shape = tf.shape(images)[:3]
+        z = None
+        if y is not None:
             coarse_map = pad_to_multiple(tf.nn.avg_pool2d(quality_map, 16, 16, "VALID"), 4)
             z = tf.cast(self.hyper_analysis(pad_to_multiple(y, 4), coarse_map), tf.float32)
             z = LATENT_SCALE * tf.concat([z, tf.nn.avg_pool2d(coarse_map, 4, 4, "VALID") - 0.5], -1)

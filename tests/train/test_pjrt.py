@@ -56,11 +56,10 @@ class Toy(Codec):
     def prior_channels(self):
         return self.config.channels
 
-    def transmit(self, coder, images=None, shape=None):
-        y = None
-        if images is not None:
-            y = 8 * tf.cast(self.analysis(self.normalise(images)), tf.float32)
-            shape = tf.shape(images)[:3]
+    def analyse(self, images):
+        return 8 * tf.cast(self.analysis(self.normalise(images)), tf.float32)
+
+    def code(self, coder, y, shape):
         y_shape = [shape[0], shape[1] // 4, shape[2] // 4, self.config.channels]
         return coder.factorized("y", y, NUM_SCALES, y_shape)
 
