@@ -197,6 +197,16 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
     _add_weights_flags(parser, entry)
 
 
+def _size(text: str) -> tuple[int, int]:
+    width, height = (int(part) for part in text.split("x"))
+    if width < 1 or height < 1:
+        raise ValueError(text)
+    return width, height
+
+
+_size.__name__ = "WIDTHxHEIGHT"  # what argparse calls it in its messages
+
+
 def _add_export(commands, entry: registry.Entry) -> None:
     parser = _subcommand(commands, "export", _export, "Writes a SavedModel that TensorFlow Serving runs as it is.")
     parser.add_argument("directory", metavar="DIR", help="The model's base path: the SavedModel goes to DIR/VERSION.")
@@ -208,6 +218,13 @@ def _add_export(commands, entry: registry.Entry) -> None:
         help="The served model refuses larger pictures, so that one request cannot take the server's memory.",
     )
     _add_tile_flag(parser)
+    parser.add_argument(
+        "--tflite",
+        metavar="WxH",
+        type=_size,
+        help="Instead: compress.tflite and decompress.tflite for one picture of exactly this size, in "
+        "DIR/tflite-VERSION. They run in TensorFlow Lite with Select TensorFlow ops.",
+    )
     _add_weights_flags(parser, entry)
 
 
@@ -451,13 +468,14 @@ def _export(model: str, args: argparse.Namespace) -> int:
             stacklevel=1,
         )
     card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
-    target = serving.export(
-        codec,
-        args.directory,
-        args.version,
-        max_pixels=int(args.max_megapixels * 1e6),
-        card=card | weights.read_metadata(path),
-    )
+    card |= weights.read_metadata(path)
+    if args.tflite:
+        from models import tflite
+
+        target = tflite.export(codec, args.directory, *args.tflite, version=args.version, card=card)
+    else:
+        pixels = int(args.max_megapixels * 1e6)
+        target = serving.export(codec, args.directory, args.version, max_pixels=pixels, card=card)
     print(f"{path} -> {target}")
     return 0
 

@@ -57,8 +57,9 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
         return require((pixels >= 1) & (pixels <= max_pixels), message, height, width)
 
     def encode(image, controls: dict):
-        shape = tf.shape(image)
-        height, width = check_size(shape[1], shape[2])
+        shape, (height, width) = tf.shape(image), image.shape[1:3]
+        if height is None or width is None:  # else the graph is made for this size
+            height, width = check_size(shape[1], shape[2])
         data, tensors = codec.request_controls((shape[0], height, width), **controls)
         header = container_ops.headers(codec.entry.model_id, codec.weights_id, height, width, data)
         payload, mark = codec._encode(image, header, tensors)
@@ -147,6 +148,16 @@ def export(codec: Codec, directory, version: int = 1, max_pixels: int = MAX_PIXE
       UserError: the version exists, or cannot be written.
     """
     target = Path(directory) / str(version)
+    write_folder(target, lambda folder, scratch: _save(codec, folder, scratch, max_pixels, card or {}))
+    return target
+
+
+def write_folder(target: Path, write: Callable[[Path, Path], None]) -> None:
+    """Writes a folder, whole or not at all: `write(folder, scratch)`, with room for what is not to stay in `scratch`.
+
+    Raises:
+      UserError: it exists, or cannot be written.
+    """
     if target.exists():
         raise UserError(f"{target}: exists: name another --version")
     try:
@@ -155,13 +166,12 @@ def export(codec: Codec, directory, version: int = 1, max_pixels: int = MAX_PIXE
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
     try:
-        _save(codec, scratch / "model", scratch, max_pixels, card or {})
+        write(scratch / "model", scratch)
         os.replace(scratch / "model", target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def _save(codec: Codec, folder: Path, scratch: Path, max_pixels: int, card: dict) -> None:
@@ -169,7 +179,7 @@ def _save(codec: Codec, folder: Path, scratch: Path, max_pixels: int, card: dict
     functions = signatures(codec, max_pixels)
     concrete = {name: function.get_concrete_function() for name, function in functions.items()}
     path = scratch / MODEL_CARD
-    path.write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_card(path, card)
     module = tf.Module()
     # Not the codec itself: Keras would save all that a model can do.
     module.all_variables = list({id(v): v for f in concrete.values() for v in f.variables}.values())
@@ -179,6 +189,11 @@ def _save(codec: Codec, folder: Path, scratch: Path, max_pixels: int, card: dict
     write_warmup(folder, codec)
 
 
+def write_card(path: Path, card: dict) -> None:
+    """Writes the facts of a model as JSON."""
+    path.write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def write_warmup(folder: Path, codec: Codec) -> None:
     """Writes assets.extra/tf_serving_warmup_requests: a request to each signature, for the server to begin with.
 
@@ -186,7 +201,7 @@ def write_warmup(folder: Path, codec: Codec) -> None:
     """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-    image, wishes = _sample_picture(), _middle(codec)
+    image, wishes = _sample_picture(), middle_controls(codec)
     file = {"image_bytes": np.array([encode_image(image)], object)}
     stream = {"bitstream_bytes": np.array([codec.compress(image)], object)}
     inputs = {
@@ -207,7 +222,7 @@ def write_warmup(folder: Path, codec: Codec) -> None:
             writer.write(log.SerializeToString())
 
 
-def _middle(codec: Codec) -> dict[str, np.ndarray]:
+def middle_controls(codec: Codec) -> dict[str, np.ndarray]:
     """Values for the controls of one request: a middle quality, for all of the picture where the control is a map."""
     middle = codec.qualities[codec.qualities.size // 2] if codec.qualities.size else 0
     return {name: np.full([1] * len(spec.shape), middle, np.float32) for name, spec in codec.request_specs().items()}

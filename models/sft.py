@@ -259,7 +259,9 @@ class SFT(Codec):
             quality_map = tf.fill([shape[0], 1, 1, 1], 0.5)
         within = (quality_map >= 0) & (quality_map <= 1)
         (quality_map,) = require(within, "a quality map is not within 0 to 1", quality_map)
-        quality_map = tf.clip_by_value(tf.image.resize(quality_map, shape[1:], antialias=True), 0.0, 1.0)
+        fits = all(isinstance(n, int) for n in shape[1:]) and tuple(quality_map.shape[1:3]) == tuple(shape[1:])
+        if not fits:  # TensorFlow Lite, where sizes are fixed, cannot resize like this
+            quality_map = tf.clip_by_value(tf.image.resize(quality_map, shape[1:], antialias=True), 0.0, 1.0)
         return tf.zeros([shape[0], 0], tf.uint8), {"quality_map": quality_map}
 
     def stream_controls(self, data: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -63,6 +63,8 @@ def in_tiles(
     Returns:
       What `function` does.
     """
+    if _is_one_tile(inputs[0].shape, cells[0], tile):
+        return function(*inputs)
     batch, rows, columns, _ = tf.unstack(tf.shape(inputs[0]))
     height, width = rows * cells[0], columns * cells[0]
     if tile is None:
@@ -112,6 +114,14 @@ def in_tiles(
     structure, channels = form
     found = (tf.ensure_shape(value, [None, None, None, c]) for value, c in zip(joined, channels))
     return tf.nest.map_structure(lambda value: None if value is None else next(found), structure)
+
+
+def _is_one_tile(shape: tf.TensorShape, cell: int, tile: int | None) -> bool:
+    """Whether it is known, eagerly or in a graph of a fixed size, that there is nothing to cut."""
+    if None in shape[:3]:
+        return False
+    batch, height, width = shape[0], shape[1] * cell, shape[2] * cell
+    return batch * height * width <= LARGE if tile is None else max(height, width) <= tile
 
 
 def _loop(step, end, count: int) -> Sequence[tf.TensorArray]:
