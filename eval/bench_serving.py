@@ -1,8 +1,8 @@
 """What a SavedModel costs: `python -m eval.bench_serving`.
 
-Exports a codec; prints the seconds that exporting and loading take, the size on disk, the number of graph nodes, and
-the latency of one picture through the `compress` and `decompress` signatures against the command line's model and the
-same traced (`Codec.trace`), in turns. The SavedModel runs in a process of its own, as in a server.
+Exports a codec; prints the seconds that exporting and loading take, the size on disk, the number of graph nodes, the
+peak memory, and the latency of one picture through the `compress` and `decompress` signatures against the command
+line's model and the same traced (`Codec.trace`), in turns. The SavedModel runs in a process of its own, as in a server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 #: Loads the SavedModel of argv[1]; for each line on its standard input, runs the inputs in argv[2] there and back.
 SERVED = """
-import json, sys, time
+import json, resource, sys, time
 import numpy as np, tensorflow as tf
 begin = time.perf_counter()
 model = tf.saved_model.load(sys.argv[1])
@@ -37,7 +37,8 @@ for _ in sys.stdin:
     times.append(time.perf_counter())
     model.signatures["decompress"](**stream)["image"].numpy()
     times.append(time.perf_counter())
-    print(json.dumps({"compress": times[1] - times[0], "decompress": times[2] - times[1]}), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"compress": times[1] - times[0], "decompress": times[2] - times[1], "peak": peak}), flush=True)
 """
 
 
@@ -56,7 +57,7 @@ class Served:
         return json.loads(line)
 
     def round_trip(self) -> dict[str, float]:
-        """Seconds of "compress" and of "decompress"."""
+        """Seconds of "compress" and of "decompress"; "peak", the process' memory until now in GiB."""
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return self._read()
@@ -90,7 +91,9 @@ def main(argv=None) -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--weights", help="weights file; by default those of the preset that ship, or random ones")
     parser.add_argument("--picture", help="picture; by default the sample in res/eval, reflected to 768x512")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="0: only export, load and run one picture, for its memory"
+    )
     args = parser.parse_args(argv)
 
     from models import images, registry, serving, weights
@@ -118,11 +121,13 @@ def main(argv=None) -> None:
             f"{graph / 1e6:.1f}; {nodes(folder)} nodes"
         )
         begin = time.perf_counter()
-        served.round_trip()
-        print(f"first picture there and back {time.perf_counter() - begin:.1f} s (a server's warm-up takes that)")
-        round_trip(codec, image)
+        peak = served.round_trip()["peak"]
+        print(
+            f"first picture there and back {time.perf_counter() - begin:.1f} s (a server's warm-up takes that); "
+            f"peak memory {peak:.2f} GiB"
+        )
         rounds: dict[str, list] = {"command line": [], "traced": [], "SavedModel": []}
-        for number in range(args.rounds + 1):
+        for number in range(args.rounds + 1 if args.rounds else 0):
             # Eagerly, as the command line runs, then as graphs.
             codec._traced, graphs = {}, codec._traced
             eager = round_trip(codec, image)
@@ -135,7 +140,7 @@ def main(argv=None) -> None:
                 for name, figures in zip(rounds, (eager, traced, other)):
                     rounds[name].append(figures)
         served.close()
-    for direction in ("compress", "decompress"):
+    for direction in ("compress", "decompress") if args.rounds else ():
         texts = [f"{name} {median(figures, direction):.3f} s" for name, figures in rounds.items()]
         ratio = np.median([s[direction] / e[direction] for s, e in zip(rounds["SavedModel"], rounds["command line"])])
         print(f"{direction:10} {', '.join(texts)}; SavedModel / command line {ratio:.2f}")

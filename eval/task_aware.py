@@ -61,7 +61,8 @@ def make_classifier(pictures: np.ndarray, labels: np.ndarray, widths: Sequence[i
         y = layers.Conv2D(width, 3, 2, "same", use_bias=False)(x)
         y = layers.ReLU()(layers.BatchNormalization()(y))
         y = layers.Conv2D(width, 3, 1, "same", use_bias=False)(y)
-        x = y + layers.Conv2D(width, 1, 2, use_bias=False)(x)
+        # Every other pixel, then 1x1: TensorFlow 2.14 corrupts memory in the gradient of a strided 1x1 convolution.
+        x = y + layers.Conv2D(width, 1, use_bias=False)(layers.MaxPool2D(1, 2, "same")(x))
     x = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.BatchNormalization()(x)))
     outputs = layers.Dense(labels.max() + 1, "softmax", dtype="float32")(layers.Dropout(0.3)(x))
     model = tf.keras.Model(inputs, outputs)
