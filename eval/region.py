@@ -23,7 +23,8 @@ from models.quality_map import Region, paint
 
 
 def compare(codec, image: np.ndarray, region: Region) -> dict[str, tuple[bytes, np.ndarray]]:
-    """File and decoded picture by kind of map: "region", and "uniform" of at most as many bytes.
+    """File and decoded picture by kind of map: "region"; of two uniform ones of neighbouring qualities, "uniform below"
+    of at most as many bytes and "uniform above" of more (sizes come in steps of a tenth, see res/doc/sft.md).
 
     Args:
       codec: an SFT, ready to code.
@@ -31,8 +32,19 @@ def compare(codec, image: np.ndarray, region: Region) -> dict[str, tuple[bytes, 
       region: its quality is that inside; outside it is 0.
     """
     data = codec.compress(image, quality_map=paint(image.shape[:2], 0.0, [region]))
-    uniform = codec.compress_to(image, len(data))
-    return {"region": (data, codec.decompress(data)), "uniform": (uniform, codec.decompress(uniform))}
+    below, above = (codec.compress(image, quality=float(q)) for q in (codec.qualities[0], codec.qualities[-1]))
+    if not len(below) <= len(data) < len(above):
+        raise UserError(f"no uniform map gives {len(data)} bytes: they give {len(below)} to {len(above)}")
+    low, high = 0, len(codec.qualities) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        uniform = codec.compress(image, quality=float(codec.qualities[middle]))
+        if len(uniform) <= len(data):
+            low, below = middle, uniform
+        else:
+            high, above = middle, uniform
+    files = {"uniform below": below, "region": data, "uniform above": above}
+    return {kind: (file, codec.decompress(file)) for kind, file in files.items()}
 
 
 def inside_and_outside(image: np.ndarray, decoded: np.ndarray, region: Region) -> tuple[float, float]:
@@ -65,10 +77,10 @@ def _run(args) -> int:
     path = args.weights or weights.first("sft")
     image = read_image(args.picture)
     panels = {"original": image}
-    print("map      bytes  PSNR inside  outside, dB")
+    print("map            bytes  PSNR inside  outside, dB")
     for kind, (data, decoded) in compare(load(path), image, args.roi).items():
         inside, outside = inside_and_outside(image, decoded, args.roi)
-        print(f"{kind:8} {len(data):5} {inside:12.2f} {outside:8.2f}")
+        print(f"{kind:14} {len(data):5} {inside:12.2f} {outside:8.2f}")
         panels[f"{kind}, {len(data)} bytes: inside {inside:.2f} dB, outside {outside:.2f} dB"] = decoded
     write_image(args.output, side_by_side(panels), force=True)
     return 0
