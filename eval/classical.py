@@ -141,3 +141,11 @@ def at_bytes(codec: str, image: np.ndarray, target_bytes: int) -> tuple[bytes, f
         else:
             too_large = middle
     return best, quality(fits)
+
+
+def at_bytes_or_least(codec: str, image: np.ndarray, target_bytes: int) -> bytes:
+    """The file of `at_bytes`; where even the lowest quality takes more bytes, that."""
+    try:
+        return at_bytes(codec, image, target_bytes)[0]
+    except ValueError:
+        return encode(codec, image, CODECS[codec].lowest)

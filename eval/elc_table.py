@@ -38,14 +38,6 @@ from transforms import deep_features
 CLASSICAL = ("jpeg", "webp", "avif")
 
 
-def at_bytes(name: str, image: np.ndarray, limit: int) -> bytes:
-    """The best file of a classical codec within `limit` bytes, or its smallest."""
-    try:
-        return classical.at_bytes(name, image, limit)[0]
-    except ValueError:
-        return classical.encode(name, image, classical.CODECS[name].lowest)
-
-
 def measure(codec, classifier, pictures: np.ndarray, labels: np.ndarray, features=None) -> dict[str, dict[str, float]]:
     """The rows of the table, by name: means of the figures of each.
 
@@ -85,7 +77,7 @@ def measure(codec, classifier, pictures: np.ndarray, labels: np.ndarray, feature
             enhanced = to_uint8(codec.reconstruct(latents)[0, :height, :width])
             note("enhanced picture", see(enhanced), label, len(data), image, enhanced)
         for name in CLASSICAL:
-            file = at_bytes(name, image, len(data))
+            file = classical.at_bytes_or_least(name, image, len(data))
             decoded = classical.decode(file)
             note(name, see(decoded), label, len(file), image, decoded)
         note("uncompressed", see(image), label)

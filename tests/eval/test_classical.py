@@ -113,6 +113,11 @@ def test_at_bytes_reaches_both_ends(sample):
         classical.at_bytes("jpeg", sample, least - 1)
 
 
+def test_a_codec_that_cannot_go_so_low_gives_its_least(sample):
+    assert classical.at_bytes_or_least("jpeg", sample, 10) == classical.encode("jpeg", sample, 1)
+    assert classical.at_bytes_or_least("jpeg", sample, 9000) == classical.at_bytes("jpeg", sample, 9000)[0]
+
+
 def test_mistakes_are_refused(sample):
     with pytest.raises(ValueError, match="no codec 'gif'"):
         classical.encode("gif", sample, 50)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from eval import classical, elc_table
+from eval import elc_table
 from eval.metrics import psnr
 from models.classifier import Classifier
 
@@ -36,9 +36,3 @@ def test_table(rows):
     lines = text.splitlines()
     assert len(lines) == 9 and len({line.count("|") for line in lines}) == 1
     assert lines[-1].startswith("| uncompressed |  | 0.500 |")
-
-
-def test_a_codec_that_cannot_go_so_low_gives_its_least(crop):
-    image = crop(48, 64)
-    assert elc_table.at_bytes("jpeg", image, 10) == classical.encode("jpeg", image, 1)
-    assert len(elc_table.at_bytes("jpeg", image, 1500)) <= 1500
