@@ -142,28 +142,27 @@ def measure_round_trip(codec, image: np.ndarray) -> dict[str, float]:
     return figures
 
 
-class CompressAI:
-    """CompressAI's Elic2022Official in an interpreter that has it, one round trip at a time."""
+class Peer:
+    """Another interpreter, that makes a round trip for each line it is sent and answers with its figures as JSON.
 
-    def __init__(self, python: str, image: np.ndarray, threads: int):
-        from models.images import write_image
+    Args:
+      name: of what runs there, for the message if it ends.
+      command: what starts it. It answers a first time when it is ready.
+    """
 
-        script = Path(__file__).with_name("bench_compressai.py")
-        with tempfile.TemporaryDirectory() as folder:
-            picture = Path(folder) / "picture.png"
-            write_image(picture, image)
-            command = [python, str(script), str(picture), str(threads)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            self._read()  # it is ready, and has read the picture
+    def __init__(self, name: str, command: list[str]):
+        self._name = name
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._read()
 
     def _read(self) -> dict[str, float]:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("error: CompressAI's side ended; its message is above")
+            raise SystemExit(f"error: {self._name} ended; its message is above")
         return json.loads(line)
 
     def round_trip(self) -> dict[str, float]:
-        """As `measure_round_trip`, without the stages."""
+        """Seconds of "compress" and of "decompress", and what else it measures."""
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return self._read()
@@ -171,6 +170,17 @@ class CompressAI:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
+
+
+def compressai(python: str, image: np.ndarray, threads: int) -> Peer:
+    """CompressAI's Elic2022Official in an interpreter that has it."""
+    from models.images import write_image
+
+    script = Path(__file__).with_name("bench_compressai.py")
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "picture.png"
+        write_image(picture, image)
+        return Peer("CompressAI's side", [python, str(script), str(picture), str(threads)])  # it has read the picture
 
 
 def multiply_adds(function, *shapes) -> float:
@@ -213,7 +223,7 @@ def main(argv=None) -> None:
     what = f"weights {Path(path).name}" if path else "random weights, typical latents"
     print(f"{args.model} {args.preset} ({what}), {width}x{height}, {args.threads} threads")
 
-    other = CompressAI(args.compressai_python, image, args.threads) if args.compressai_python else None
+    other = compressai(args.compressai_python, image, args.threads) if args.compressai_python else None
     measure_round_trip(codec, image)  # warm up
     stages = [measure_round_trip(codec, image) for _ in range(args.rounds)]
     codec.trace()

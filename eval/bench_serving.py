@@ -8,9 +8,7 @@ line's model and the same traced (`Codec.trace`), in turns. The SavedModel runs 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.bench import median, random_codec, sample_picture
+from eval.bench import Peer, median, random_codec, sample_picture
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -42,33 +40,8 @@ for _ in sys.stdin:
 """
 
 
-class Served:
-    """A SavedModel in an interpreter that has loaded nothing but TensorFlow."""
-
-    def __init__(self, folder: Path, inputs: Path):
-        command = [sys.executable, "-c", SERVED, str(folder), str(inputs)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.load_seconds = self._read()["load"]
-
-    def _read(self) -> dict[str, float]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("error: the SavedModel's process ended; its message is above")
-        return json.loads(line)
-
-    def round_trip(self) -> dict[str, float]:
-        """Seconds of "compress" and of "decompress"; "peak", the process' memory until now in GiB."""
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def round_trip(codec, image: np.ndarray, **controls) -> dict[str, float]:
-    """The same of a codec in this process."""
+    """Seconds of "compress" and of "decompress" of a codec in this process."""
     times = [time.perf_counter()]
     data = codec.compress(image, **controls)
     times.append(time.perf_counter())
@@ -115,9 +88,9 @@ def main(argv=None) -> None:
         graph = (folder / "saved_model.pb").stat().st_size
         inputs = Path(scratch) / "inputs.npz"
         np.savez(inputs, image=image[None], **serving.middle_controls(codec))
-        served = Served(folder, inputs)
+        served = Peer("the SavedModel's process", [sys.executable, "-c", SERVED, str(folder), str(inputs)])
         print(
-            f"export {seconds:.1f} s, load {served.load_seconds:.1f} s; {size / 1e6:.1f} MB, of which the graph "
+            f"export {seconds:.1f} s, load {served.ready['load']:.1f} s; {size / 1e6:.1f} MB, of which the graph "
             f"{graph / 1e6:.1f}; {nodes(folder)} nodes"
         )
         begin = time.perf_counter()
