@@ -65,7 +65,8 @@ class Predictor(tf.keras.Model):
                 conv(config.hyper_features, 3, padding="same"),
             ]
         )
-        self.context = conv(2 * n, 5, padding="same")
+        self.context_width = 2 * n
+        self.context = conv(2 * n, 5, padding="same") if kind != "none" else None
         self.parameters = tf.keras.Sequential(
             [*(conv(width, 1, activation="relu") for width in config.parameter_widths), conv(2 * n, 1)]
         )
@@ -74,10 +75,10 @@ class Predictor(tf.keras.Model):
         """(y_hat [B, H, W, N], z_hat [B, H / 4, W / 4, N]) -> (means, rows), [B, H, W, N] each."""
         y_hat, z_hat = inputs
         shape = tf.shape(y_hat)
-        if not self.context.built:
+        if self.context is not None and not self.context.built:
             self.context.build(y_hat.shape)
         if self.kind == "none":
-            context = tf.zeros([*tf.unstack(shape[:3]), self.context.filters])
+            context = tf.zeros([*tf.unstack(shape[:3]), self.context_width])
         elif self.kind == "checkerboard":
             even = anchors(shape)
             context = self.context(y_hat * even) * (1 - even)

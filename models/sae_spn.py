@@ -86,9 +86,9 @@ class Config:
 
 PRESETS = {
     "base": Config(),
-    "small": Config(widths=(20, 40, 80, 160, 320), norm="channel", discriminator_widths=(32, 64, 128, 256)),
+    "small": Config(widths=(8, 16, 48, 96, 192), blocks=6, norm="channel", discriminator_widths=(32, 64, 128, 256)),
 }
-"""`base` is the paper's network, `small` a ninth of the work. Where they depart from the paper:
+"""`base` is the paper's network, `small` a thirtieth of the work. Where they depart from the paper:
 
 * Normalisation. The authors have instance normalisation in the encoder and batch normalisation in the decoder. One
   residual block applied nine times has nine statistics, which a single moving average cannot hold, so that in
@@ -177,7 +177,7 @@ class SAESPN(Codec):
 
     stride = (16, 32)  # latents at 1/16; an even number of columns for the checkerboard
     # With "channel" normalisation. For swwae the maps and the switches, too.
-    reach = Reach(unit=16, analysis=64, synthesis=336, latents=(16, 1, 2, 4, 8), decoded=(16, 16, 8, 4, 2))
+    reach = Reach(unit=16, analysis=64, synthesis=48, latents=(16, 1, 2, 4, 8), decoded=(16, 16, 8, 4, 2))
 
     def __init__(
         self,
@@ -198,9 +198,9 @@ class SAESPN(Codec):
             raise UserError(f"norm {c.norm!r}: there are {', '.join(sae.NORMS)}")
         super().__init__(config, lmbda=1.0)
         self.variant, self.stage = variant, stage
-        if c.norm == "instance":
-            self.reach = None
-        elif variant != "swwae":
+        # A residual block reaches two positions at 1/16.
+        self.reach = dataclasses.replace(self.reach, synthesis=48 + 32 * c.blocks) if c.norm == "channel" else None
+        if self.reach and variant != "swwae":
             self.reach = dataclasses.replace(self.reach, latents=(16,), decoded=(16,))
         self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
         self._features = perceptual_features

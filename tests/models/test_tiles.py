@@ -13,7 +13,7 @@ from transforms import tiling
 ELIC = elic.Config((8, 8, 8), (4, 4), 4, (8, 8), 8, (8, 8), 8)
 SFT = sft.Config((8, 8, 8, 8), 8, 4, (8, 8), 4, 8, (8,), (8,), 8)
 CWIC = cwic.Config((8, 8), (16, 16, 8), 8, 4, (4, 4), 8, 4)
-SAE = sae_spn.Config((8, 8, 8, 8, 8), (2, 2), 9, "channel", 1.0, 8, (8, 8, 8, 8))
+SAE = sae_spn.Config((8, 8, 8, 8, 8), (2, 2), 3, "channel", 1.0, 8, (8, 8, 8, 8))
 ELC = elc.Config(16, (8, 8), 8, (8, 8), 8, (8,) * 5, 16, 4, 1, 8)
 
 #: Codecs by name: what makes one.
