@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from models import cwic, elc, elic, sae_spn, sft
 from models.codec import load
+from models.images import read_image, write_image
 from transforms import tiling
 
 ELIC = elic.Config((8, 8, 8), (4, 4), 4, (8, 8), 8, (8, 8), 8)
@@ -130,6 +131,39 @@ def test_file_and_picture_of_tiles_are_those_of_the_whole(model, golden_weights,
     assert np.abs(picture - expected).max() <= 1
     assert np.mean(picture != expected) < 1e-3
     assert np.mean(np.abs(codec.decompress(tiled).astype(int) - expected) > 1) < 1e-2
+
+
+def run(model, *arguments) -> int:
+    from models.cli import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(model, list(map(str, arguments)))
+    return stopped.value.code
+
+
+def test_command_line(tiny_weights, tiny, crop, tmp_path, capsys):
+    picture, stream = tmp_path / "a.png", tmp_path / "a.png.tfci"
+    write_image(picture, crop(200, 300))
+    assert run("elic", "compress", picture, "--tile", 64, "--weights", tiny_weights) == 0
+    assert abs(stream.stat().st_size - len(tiny.compress(crop(200, 300)))) <= 2
+    assert run("elic", "decompress", stream, "--tile", 64, "--weights", tiny_weights) == 0
+    decoded = read_image(tmp_path / "a.png.tfci.png").astype(int)
+    assert np.abs(decoded - tiny.decompress(stream.read_bytes())).max() <= 1
+    capsys.readouterr()
+    assert run("elic", "compress", picture, "-f", "--tile", 0, "--weights", tiny_weights) == 1
+    assert capsys.readouterr().err == "error: --tile 0: must be at least 1\n"
+
+
+def test_weights_that_cannot_be_tiled_say_so(crop, tmp_path, capsys):
+    codec = sae_spn.SAESPN(dataclasses.replace(SAE, norm="instance"), variant="sae")
+    codec.build_variables(training=True)
+    codec.prepare(np.stack([crop(64, 64), crop(64, 64, 200)]))
+    codec.save(tmp_path / "w.safetensors")
+    write_image(tmp_path / "a.png", crop(64, 64))
+    assert run("sae_spn", "compress", tmp_path / "a.png", "--tile", 64, "--weights", tmp_path / "w.safetensors") == 1
+    error = capsys.readouterr().err
+    assert "each pixel depends on the whole picture" in error and error.count("\n") == 1
+    assert not (tmp_path / "a.png.tfci").exists()
 
 
 def test_help_names_the_defaults(capsys):
