@@ -349,7 +349,7 @@ def _codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.H
         key = None if args.weights else header.weights_id
         if key not in codecs:
             path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
-            codecs[key] = _load(model, path, tile=args.tile)
+            codecs[key] = _load(model, path, tile=getattr(args, "tile", None))
         return codecs[key]
 
     return codec_for
