@@ -51,15 +51,15 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
     files = tf.TensorSpec([None], tf.string, "image_bytes")
     wishes = [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in codec.request_specs().items()]
 
-    def check_size(height, width):
+    def check_size(height, width, *values):
         pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
         message = f"pictures of 1 to {max_pixels} pixels are served"
-        return require((pixels >= 1) & (pixels <= max_pixels), message, height, width)
+        return require((pixels >= 1) & (pixels <= max_pixels), message, height, width, *values)
 
     def encode(image, controls: dict):
         shape, (height, width) = tf.shape(image), image.shape[1:3]
         if height is None or width is None:  # else the graph is made for this size
-            height, width = check_size(shape[1], shape[2])
+            height, width, image = check_size(shape[1], shape[2], image)
         data, tensors = codec.request_controls((shape[0], height, width), **controls)
         header = container_ops.headers(codec.entry.model_id, codec.weights_id, height, width, data)
         payload, mark = codec._encode(image, header, tensors)
