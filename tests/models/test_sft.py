@@ -362,7 +362,6 @@ def test_evaluate_gives_a_curve(run):
 # --- trained weights ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not shipped("sft"), reason="no trained weights of SFT ship yet")
 def test_a_region_gains_and_the_rest_pays(photograph):
     """Inside it is better than with a uniform map of more bytes; outside it is worse than with one of fewer."""
     codec = load(shipped("sft")[0])
