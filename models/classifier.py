@@ -201,8 +201,7 @@ def load(path) -> Classifier:
     tensors, metadata = weights.read(path)
     if metadata.get("model") != "classifier":
         raise UserError(f"{path}: weights of {metadata.get('model')}, not of a classifier")
-    if metadata.get("weights_id") != weights.fingerprint(tensors).hex():
-        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
+    weights.verify(path, tensors, metadata)
     try:
         classifier = Classifier(json.loads(metadata["widths"]), json.loads(metadata["labels"]))
         for name, variable in classifier.named_variables().items():

@@ -683,9 +683,7 @@ def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Cod
 def _from_file(path, **variables) -> tuple[Codec, dict[str, np.ndarray], bytes]:
     """A codec with the `variables` of `build_variables`, the tensors of its weights file, and their fingerprint."""
     values, metadata = weights.read(path)
-    weights_id = weights.fingerprint(values)
-    if weights_id.hex() != metadata.get("weights_id"):
-        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
+    weights_id = weights.verify(path, values, metadata)
     try:
         entry = registry.get(metadata.get("model", ""))
         config = weights.config_from_json(entry.config, metadata.get("config", ""))

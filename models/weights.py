@@ -35,6 +35,14 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> bytes:
     return digest.digest()[:4]
 
 
+def verify(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The fingerprint of what `read` gave for `path`. UserError if the header names another."""
+    weights_id = fingerprint(tensors)
+    if weights_id.hex() != metadata.get("weights_id"):
+        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
+    return weights_id
+
+
 def write(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], force: bool = True) -> None:
     """Writes a weights file, whole or not at all. UserError if that fails."""
     from safetensors.numpy import save
