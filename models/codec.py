@@ -593,6 +593,10 @@ class Codec(tf.keras.Model):
         """
         return {}
 
+    def for_several(self, lambdas: Sequence[float]) -> Codec:
+        """A codec for several λ to train, which does at this one's λ what this one does; UserError if there is none."""
+        raise UserError(f"weights of one λ of {self.entry.name} cannot go on with {len(lambdas)}")
+
     # ---- the command line ---------------------------------------------------------------------------------------
 
     @classmethod
@@ -668,15 +672,20 @@ def load(path, synthesis: bool = True) -> Codec:
 def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Codec:
     """The codec of a weights file, to go on training from: without tables and integers, which belong to these weights.
 
-    lmbda: λ to train with; that of the file by default. Raises UserError as `load` does.
+    lmbda: λ to train with; that of the file by default. Several where the file has one: see `Codec.for_several`.
+
+    Raises UserError as `load` does, or if the file has several λ and not as many.
     """
     codec, values, _ = _from_file(path, training=True)
-    if lmbda is not None:
-        lambdas = check_lambdas(lmbda)
-        if len(lambdas) != len(codec.lambdas):
-            raise UserError(f"{path}: has {len(codec.lambdas)} λ, and cannot go on with {len(lambdas)}")
-        codec.lambdas = lambdas
     codec.assign({name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path))
+    if lmbda is None:
+        return codec
+    lambdas = check_lambdas(lmbda)
+    if len(codec.lambdas) == 1 < len(lambdas):
+        return codec.for_several(lambdas)
+    if len(lambdas) != len(codec.lambdas):
+        raise UserError(f"{path}: has {len(codec.lambdas)} λ, and cannot go on with {len(lambdas)}")
+    codec.lambdas = lambdas
     return codec
 
 

@@ -95,8 +95,7 @@ class ELIC(Codec):
         super().__init__(config, lmbda)
         c = config
         if len(self.lambdas) > 1:
-            # The best step size falls with the square root of λ: begin there.
-            log_gain = 0.5 * np.log(np.array(self.lambdas) / np.exp(np.mean(np.log(self.lambdas))))
+            log_gain = self._first_log_gains(np.exp(np.mean(np.log(self.lambdas))))
             self.latent_gain = GainUnit(c.latents, log_gain, name="latent_gain")
             self.latent_inverse_gain = GainUnit(c.latents, -log_gain, name="latent_inverse_gain")
             self.hyper_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_gain")
@@ -139,6 +138,23 @@ class ELIC(Codec):
             )
             for k in range(len(c.groups))
         ]
+
+    def _first_log_gains(self, one: float) -> np.ndarray:
+        """Of each λ, with 0 where λ is `one`: the best step size falls with the square root of λ."""
+        return 0.5 * np.log(np.array(self.lambdas) / one)
+
+    def for_several(self, lambdas):
+        """See `Codec`."""
+        several = type(self)(self.config, lambdas)
+        several.build_variables(training=True)
+        trained = self.named_variables()
+        for name, variable in several.named_variables().items():
+            if name in trained:
+                variable.assign(trained[name])
+        log_gains = several._first_log_gains(self.lmbda)[:, None]
+        for unit, sign in ((several.latent_gain, 1), (several.latent_inverse_gain, -1)):
+            unit.log_gain.assign(np.broadcast_to(sign * log_gains, unit.log_gain.shape))
+        return several
 
     def _parameter_inputs(self, k: int) -> int:
         """Channels of hyper features, channel context (not for the first group) and spatial context."""

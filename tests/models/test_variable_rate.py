@@ -125,6 +125,23 @@ def test_going_on_with_another_number_of_lambdas(variable):
     assert load_for_training(path, lmbda=(0.002, 0.02, 0.2)).lambdas == (0.002, 0.02, 0.2)
 
 
+def test_several_lambdas_from_weights_of_one(tiny_weights, crop):
+    one, lambdas = load_for_training(tiny_weights), (0.002, 0.005, 0.02)
+    lambdas = sorted([*lambdas, one.lmbda])
+    several = load_for_training(tiny_weights, lmbda=lambdas)
+    assert several.lambdas == tuple(lambdas)
+    images = tf.constant(crop(64, 64)[None])
+    expected, expected_bits = one(images)
+    bits = []
+    for level, lmbda in enumerate(lambdas):
+        reconstruction, found = several(images, quality=tf.constant([32 * level]))
+        bits.append(float(found["y"]))
+        if lmbda == one.lmbda:  # what was trained is where it was
+            np.testing.assert_allclose(reconstruction, expected, atol=1e-2)
+            np.testing.assert_allclose(found["y"], expected_bits["y"], rtol=1e-4)
+    assert bits == sorted(bits) and bits[-1] > 1.2 * bits[0]
+
+
 def test_each_picture_of_a_served_batch_has_its_own_quality(variable):
     codec, _, picture = variable
     compress = serving.signatures(codec)["compress"]
