@@ -17,8 +17,8 @@ from transforms.resample import DepthToSpace
 
 Layer = tf.keras.layers.Layer
 
-#: How maps are normalised. Both in float32, whatever the convolutions compute in.
-NORMS = ("instance", "channel")
+#: How maps are normalised. All in float32, whatever the convolutions compute in.
+NORMS = ("instance", "channel", "none")
 
 
 class ICNR(tf.keras.initializers.Initializer):
@@ -47,8 +47,11 @@ def make_norm(kind: str, name: str = "norm") -> Layer:
     "instance" has mean 0 and variance 1 for each channel of a picture (paper): a statistic of the whole picture, so
     a crop of a picture has another one, and the mean brightness of a picture is lost. "channel" has them for
     each position over its channels (Mentzer et al., HiFiC, NeurIPS 2020, who met the same): what a position becomes
-    does not depend on how large the picture is.
+    does not depend on how large the picture is. "none" leaves them as they are: with few channels, what is left of a
+    position after either says little of how bright it is.
     """
+    if kind == "none":
+        return tf.keras.layers.Activation("linear", dtype="float32", name=name)
     if kind == "channel":
         return tf.keras.layers.LayerNormalization(epsilon=1e-5, dtype="float32", name=name)
     with warnings.catch_warnings():  # that it is at its end: the versions here are fixed
@@ -109,11 +112,13 @@ class DecoderBlock(Conv):
 
 
 class SharedBlocks(Layer):
-    """x + [two convolutions](x), `count` times with one set of weights: [B, H, W, C] -> the same shape."""
+    """x + scale · [two convolutions](x), `count` times with one set of weights: [B, H, W, C] -> the same shape."""
 
     def __init__(self, channels: int, count: int, norm: str, icnr: bool, name: str | None = None):
         super().__init__(name=name)
         self.count = count
+        # Nothing else keeps the sum from growing with the number of blocks.
+        self.scale = count**-0.5 if norm == "none" else 1.0
         self.first = DecoderBlock(channels, norm, name="first")
         self.second = DecoderBlock(channels, norm, icnr, name="second")
 
@@ -127,7 +132,7 @@ class SharedBlocks(Layer):
 
     def call(self, x):
         for _ in range(self.count):
-            x += tf.cast(self.second(self.first(x)), x.dtype)
+            x += self.scale * tf.cast(self.second(self.first(x)), x.dtype)
         return x
 
 
@@ -188,8 +193,8 @@ class Encoder(Chain):
     Args:
       widths: channels at the full resolution, 1/2, 1/4, 1/8 and 1/16.
       latents: channels of the latents.
-      norm: as of `make_norm`. The latents themselves are left as they are under "channel": over so few channels it
-        would take away a good part of what they say.
+      norm: as of `make_norm`. The latents themselves are only normalised under "instance": over so few channels
+        "channel" would take away a good part of what they say.
     """
 
     def __init__(self, widths: Sequence[int], latents: int, norm: str):

@@ -36,10 +36,10 @@ def made(variant, stage=1, config=TINY):
 
 @pytest.fixture(scope="module")
 def files(crop, tmp_path_factory):
-    """Weights file by variant, not trained; that of sae with instance normalisation."""
+    """Weights file by variant, not trained; each with another normalisation."""
     paths = {}
-    for variant in VARIANTS:
-        codec = made(variant, config=dataclasses.replace(TINY, norm="instance" if variant == "sae" else "channel"))
+    for variant, norm in (("sae", "instance"), ("swwae", "channel"), ("sae_spn", "none")):
+        codec = made(variant, config=dataclasses.replace(TINY, norm=norm))
         codec.prepare(np.stack([crop(64, 64), crop(64, 64, 200)]))
         paths[variant] = tmp_path_factory.mktemp(variant) / "tiny.safetensors"
         codec.save(paths[variant])
