@@ -13,7 +13,7 @@ from models.codec import load, load_for_training, to_uint8
 from models.coding import rans
 from models.errors import UserError
 from models.latents import LatentCoder, Recorder, TableRate
-from models.sae_spn import LOSS_WEIGHTS, PRESETS, SAESPN, VARIANTS, Config, parse_loss_weights
+from models.sae_spn import LOSS_WEIGHTS, PRESETS, SAESPN, Config, parse_loss_weights
 from train import pjrt
 from transforms import quantizers, switches
 
