@@ -33,7 +33,7 @@ from models.coding.tables import NUM_SCALES
 from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
-from transforms import checkerboard
+from transforms import checkerboard, linear_start
 from transforms import elic as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.gain import GainedInput, GainUnit
@@ -143,6 +143,18 @@ class ELIC(Codec):
         """Of each λ, with 0 where λ is `one`: the best step size falls with the square root of λ."""
         return 0.5 * np.log(np.array(self.lambdas) / one)
 
+    def start_linear(self) -> None:
+        """Lets untrained transforms begin as a linear one; see `transforms.linear_start`.
+
+        Its step is the best one for values that are all worth coding: of variance D = step² / 12 is the distortion
+        then, and three values a pixel cost 3/2 log2 (1 / D) bits more or less, with the slope -λ where
+        D = 3 / (2 ln 2 λ).
+        """
+        self.analysis.build()
+        self.synthesis.build()
+        lmbda = np.exp(np.mean(np.log(self.lambdas)))
+        linear_start.begin(self.analysis, self.synthesis, np.sqrt(18 / (np.log(2) * lmbda)) / 255)
+
     def for_several(self, lambdas):
         """See `Codec`."""
         several = type(self)(self.config, lambdas)
@@ -227,6 +239,26 @@ class ELIC(Codec):
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
         return self.denormalise(self.synthesis(latents))
+
+    @classmethod
+    def add_train_flags(cls, parser) -> None:
+        """The flags of all, and --start."""
+        super().add_train_flags(parser)
+        parser.add_argument(
+            "--start",
+            choices=("linear", "random"),
+            default="linear",
+            help="How the transforms begin: linear, as a block transform that already works, from which they learn "
+            "the rest much sooner, or random, as in the paper. Without a meaning if there are --init_weights.",
+        )
+
+    @classmethod
+    def for_training(cls, args) -> ELIC:
+        """See `Codec`."""
+        codec = super().for_training(args)
+        if args.start == "linear" and not args.init_weights:
+            codec.start_linear()
+        return codec
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+"""The linear start of ELIC's transforms."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.elic import ELIC, Config
+from models.registry import get
+from transforms import linear_start
+
+# More channels than the first stages have components, and fewer than the last ones.
+SMALL = Config(
+    widths=(16, 56, 96),
+    groups=(4, 4, 8, 16, 128),
+    hyper_channels=8,
+    hyper_widths=(8, 8),
+    hyper_features=8,
+    context_widths=(8, 8),
+    parameter_width=8,
+)
+
+
+def psnr(a, b) -> float:
+    return float(-10 * np.log10(np.mean((np.asarray(a) - b) ** 2) / 255**2))
+
+
+@pytest.fixture(scope="module")
+def photographs(photograph):
+    return np.stack([photograph[:128, :192], photograph[128:256, 100:292]]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def started():
+    codec = ELIC(SMALL, lmbda=0.01)
+    codec.start_linear()
+    return codec
+
+
+def test_stages_are_orthonormal_and_lose_nothing_while_there_is_room():
+    stages = linear_start.principal_components([16, 56, 96, 160])
+    assert [stage.shape for stage in stages] == [(2, 2, 3, 12), (2, 2, 12, 48), (2, 2, 48, 96), (2, 2, 96, 160)]
+    for stage in stages:
+        flat = stage.reshape(-1, stage.shape[-1])
+        np.testing.assert_allclose(flat.T @ flat, np.eye(flat.shape[1]), atol=1e-5)
+
+
+def test_first_component_is_the_mean_brightness():
+    block = np.ones([3])
+    for stage in linear_start.principal_components([12, 48]):
+        block = np.einsum("yxio,i->o", stage, block)
+    assert abs(block[0]) == pytest.approx(np.sqrt(3 * 16), rel=1e-2)  # of 16 pixels of three equal values
+    assert np.abs(block[1:]).max() < 0.5
+
+
+def test_synthesis_inverts_analysis(started, photographs):
+    restored = started.reconstruct(started.analyse(tf.constant(photographs)))
+    assert psnr(restored, photographs) > 30
+    random = ELIC(SMALL, lmbda=0.01)
+    assert psnr(random.reconstruct(random.analyse(tf.constant(photographs))), photographs) < 20
+
+
+def test_energy_comes_first_and_the_step_follows_lambda(started, photographs):
+    latents = started.analyse(tf.constant(photographs))
+    power = np.std(latents, axis=(0, 1, 2))
+    assert power[:4].min() > 5 * power[-16:].max()
+    finer = ELIC(SMALL, lmbda=0.04)
+    finer.start_linear()
+    of_finer = np.std(finer.analyse(tf.constant(photographs)), axis=(0, 1, 2))
+    # Twice, but for what the gates that are not quite closed add.
+    np.testing.assert_allclose(of_finer[:32] / power[:32], 2, rtol=0.05)
+    rounded = [
+        psnr(c.reconstruct(tf.round(c.analyse(tf.constant(photographs)))), photographs) for c in (started, finer)
+    ]
+    assert rounded[0] > 25 and rounded[1] > rounded[0] + 1
+
+
+def test_all_that_is_silent_at_first_can_learn(photographs):
+    codec = ELIC(SMALL, lmbda=0.01)
+    codec.start_linear()
+    codec.compile(tf.keras.optimizers.Adam(1e-4))
+    with tf.GradientTape() as tape:
+        loss = codec.losses(photographs[:, :64, :64], training=True)["loss"]
+    names = [n for n in codec.named_variables() if n.startswith(("analysis/", "synthesis/"))]
+    variables = [codec.named_variables()[n] for n in names]
+    silent = [
+        n
+        for n, g in zip(names, tape.gradient(loss, variables))
+        if n.endswith(("expand/kernel", "gate/bias")) and not np.any(g)
+    ]
+    assert len(names) > 100
+    # The mask has a say when its gate has weights, after the first step.
+    assert all("/mask/" in n for n in silent)
+
+
+def test_command_line_flag():
+    def made(**flags):
+        return get("elic").codec.for_training(
+            SimpleNamespace(init_weights=None, preset="small", lmbda=(0.01,), **flags)
+        )
+
+    picture = tf.zeros([1, 32, 32, 3]) + 200.0
+    linear, random = made(start="linear"), made(start="random")
+    assert psnr(linear.reconstruct(linear.analyse(picture)), picture) > 30
+    assert psnr(random.reconstruct(random.analyse(picture)), picture) < 20
