@@ -254,12 +254,13 @@ def _add_stream_command(commands, name: str, command) -> None:
 def _weights_path(model: str, args: argparse.Namespace) -> Path:
     """The weights that the user asked for, or the first that ship, in the order of the presets.
 
-    Files are called PRESET or, where a preset has several, PRESET-something.
+    Files are called PRESET or, where a preset has several, PRESET-something too: `--preset small` is the file of that
+    very name, if there is one; without a wish it is the first of the preset's.
     """
     if args.weights:
         return Path(args.weights)
     presets = [args.preset] if args.preset else list(registry.get(model).presets)
-    shipped = weights.shipped(model)
+    shipped = sorted(weights.shipped(model), key=lambda path: path.stem != args.preset)
     for preset in presets:
         for path in shipped:
             if path.stem == preset or path.stem.startswith(f"{preset}-"):
