@@ -593,6 +593,15 @@ class Codec(tf.keras.Model):
         """
         return {}
 
+    def begin_with(self, before: Codec) -> Codec:
+        """Makes the training variables and gives those that `before` has, too, its values; the others are new."""
+        self.build_variables(training=True)
+        trained = before.named_variables()
+        for name, variable in self.named_variables().items():
+            if name in trained:
+                variable.assign(trained[name])
+        return self
+
     def for_several(self, lambdas: Sequence[float]) -> Codec:
         """A codec for several λ to train, which does at this one's λ what this one does; UserError if there is none."""
         raise UserError(f"weights of one λ of {self.entry.name} cannot go on with {len(lambdas)}")

@@ -278,13 +278,7 @@ class CWIC(Codec):
 
         After stage 1 the importance net is new, and so is the context model of the map.
         """
-        codec = cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate)
-        codec.build_variables(training=True)
-        trained = before.named_variables()
-        for name, variable in codec.named_variables().items():
-            if name in trained:
-                variable.assign(trained[name])
-        return codec
+        return cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate).begin_with(before)
 
     # ---- the importance map as a picture --------------------------------------------------------------------------
 

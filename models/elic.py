@@ -157,12 +157,7 @@ class ELIC(Codec):
 
     def for_several(self, lambdas):
         """See `Codec`."""
-        several = type(self)(self.config, lambdas)
-        several.build_variables(training=True)
-        trained = self.named_variables()
-        for name, variable in several.named_variables().items():
-            if name in trained:
-                variable.assign(trained[name])
+        several = type(self)(self.config, lambdas).begin_with(self)
         log_gains = several._first_log_gains(self.lmbda)[:, None]
         for unit, sign in ((several.latent_gain, 1), (several.latent_inverse_gain, -1)):
             unit.log_gain.assign(np.broadcast_to(sign * log_gains, unit.log_gain.shape))

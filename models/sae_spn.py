@@ -431,14 +431,6 @@ class SAESPN(Codec):
         codec = cls(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
         return codec.begin_with(before) if before else codec
 
-    def begin_with(self, before: SAESPN) -> SAESPN:
-        """Takes the weights of a codec of the same configuration and variant that has its training variables."""
-        self.build_variables(training=True)
-        trained = before.named_variables()
-        for name, variable in self.named_variables().items():
-            variable.assign(trained[name])
-        return self
-
 
 def load_features(name: str | None):
     """What --perceptual_model names, as of `transforms.perceptual.vgg16`; None, which the log tells, without weights.
