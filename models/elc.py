@@ -183,7 +183,7 @@ class ELC(Codec):
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
         self.metric_names = METRICS[stage]
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
-        #: What the adversarial stage compares pictures with, see `transforms.perceptual`; None: not at all.
+        #: What the adversarial stage compares pictures with, see `transforms.deep_features`; None: not at all.
         self.perceptual_features: deep_features.Features | None = None
         c, n = config, config.width
         self.analysis = cheng.analysis(n)

@@ -38,7 +38,7 @@ from models.errors import UserError
 from models.images import ImageWarning
 from models.latents import LOGIT_BIAS, LOGIT_GAIN
 from models.registry import register
-from transforms import adversarial, perceptual, quantizers, sae, switches
+from transforms import adversarial, deep_features, quantizers, sae, switches
 from transforms.exact import Conv, EntropyNet, Fixed, Output
 from transforms.tiling import Reach
 
@@ -169,7 +169,7 @@ class SAESPN(Codec):
       variant: "sae_spn", "sae" or "swwae", as the head of this file says.
       stage: 1 trains the autoencoder; 2 goes on with the discriminator. Weights of both stages compress.
       loss_weights: of the parts of the loss; those of `LOSS_WEIGHTS` by default.
-      perceptual_features: the function of `transforms.perceptual.vgg16`; without it there is no perceptual loss.
+      perceptual_features: as of `transforms.deep_features.vgg16`; without them there is no perceptual loss.
 
     Raises:
       UserError: there is no such variant or stage, or the configuration cannot be built.
@@ -185,7 +185,7 @@ class SAESPN(Codec):
         variant: str = "sae_spn",
         stage: int = 1,
         loss_weights: dict[str, float] | None = None,
-        perceptual_features=None,
+        perceptual_features: deep_features.Features | None = None,
     ):
         c = config
         if variant not in VARIANTS:
@@ -340,7 +340,7 @@ class SAESPN(Codec):
         loss = figures["bpp"] + weights["mse"] * figures["mse"] / 127.5**2
         loss += weights["intermediate"] * figures["intermediate"]
         if self._features is not None:
-            figures["perceptual"] = perceptual.loss(self._features, padded, reconstruction)
+            figures["perceptual"] = deep_features.loss(self._features, padded, reconstruction)
             loss += weights["perceptual"] * figures["perceptual"]
         if self.variant == "sae_spn":
             entropy, figures["switches"] = switches.prediction(logits[-1], maps[0])
@@ -432,8 +432,8 @@ class SAESPN(Codec):
         return codec.begin_with(before) if before else codec
 
 
-def load_features(name: str | None):
-    """What --perceptual_model names, as of `transforms.perceptual.vgg16`; None, which the log tells, without weights.
+def load_features(name: str | None) -> deep_features.Features | None:
+    """What --perceptual_model names, as of `transforms.deep_features.vgg16`; None, and a line in the log, without.
 
     Raises:
       UserError: it is a file, and not one of VGG-16's weights.
@@ -442,7 +442,7 @@ def load_features(name: str | None):
         logger.warning("no --perceptual_model: training without the perceptual loss")
         return None
     try:
-        return perceptual.vgg16("imagenet" if name == "vgg16" else name)
+        return deep_features.vgg16("imagenet" if name == "vgg16" else name, deep_features.JOHNSON)
     except Exception as error:  # Keras raises what the network or the format's library happens to raise
         reason = " ".join(str(error).split())[:200]
         if name != "vgg16":

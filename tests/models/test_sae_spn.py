@@ -270,7 +270,7 @@ def test_perceptual_loss_counts_where_there_are_features(crop):
     codec = made("sae")
     assert "perceptual" not in codec.losses(batch, training=False)
     plain = codec.losses(batch, training=False)["loss"]
-    codec._features = lambda x: x
+    codec._features = lambda x: [x]
     figures = codec.losses(batch, training=False)
     assert float(figures["loss"] - plain) == pytest.approx(5 * float(figures["perceptual"]), rel=1e-2)
 

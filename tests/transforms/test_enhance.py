@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from transforms import deep_features, enhance, hific
+from transforms import enhance, hific
 
 
 def noise(*shape, seed=0):
@@ -83,7 +83,7 @@ def test_kernels_have_spectral_norm_1_after_training_calls(discriminator):
     before = [kernel.numpy() for kernel in kernels]
     discriminator(images, latents)
     assert all(np.array_equal(a, b) for a, b in zip(before, kernels))  # only training changes them
-    for _ in range(20):
+    for _ in range(100):  # a step of the power method each, from a random vector: some take dozens
         discriminator(images, latents, training=True)
     for kernel in kernels:
         matrix = kernel.numpy().reshape(-1, kernel.shape[-1])
@@ -96,13 +96,3 @@ def test_lsgan_losses_by_hand():
         0.5 * ((0.0625 + 0.5625) / 2 + (0.25 + 1) / 2)
     )
     assert hific.lsgan_generator_loss(decoded).numpy().tolist() == [0.125, 0.0]
-
-
-def test_perceptual_distance():
-    a, b = noise(2, 8, 8, 3, seed=1), noise(2, 8, 8, 3, seed=2)
-    features = lambda images: [images, images[:, ::2]]  # noqa: E731
-    distance = deep_features.distance(features, a, b)
-    assert distance.shape == (2,) and np.all(distance > 0)
-    np.testing.assert_allclose(deep_features.distance(features, a, 3 * a), 0, atol=1e-5)  # lengths do not matter
-    # Opposite directions are 2 apart at every position: 4 squared, for each of the two layers.
-    np.testing.assert_allclose(deep_features.distance(features, a, -a), 8, rtol=1e-4)
