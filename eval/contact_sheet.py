@@ -21,7 +21,8 @@ import numpy as np
 from eval import classical, metrics
 from eval.demo import side_by_side
 from models.errors import UserError
-from models.images import expand_inputs, read_image, write_image
+from models.files import expand_inputs
+from models.images import read_image, write_image
 
 CLASSICAL = ("jpeg", "webp", "avif")
 

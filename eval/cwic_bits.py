@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import numpy as np
 import tensorflow as tf
 
-from models import images, weights
+from models import files, images, weights
 from models.codec import load
 from models.errors import UserError
 from models.latents import TableRate
@@ -97,7 +97,7 @@ def run(model: str, measure: Callable, program: str, about: str, argv: Sequence[
         codec = load(args.weights or weights.first(model))
         if codec.entry.name != model:
             raise UserError(f"{args.weights}: weights of {codec.entry.name}, not of {model}")
-        print(table(measure(codec, map(images.read_image, images.expand_inputs(args.pictures)))))
+        print(table(measure(codec, map(images.read_image, files.expand_inputs(args.pictures)))))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     return 0

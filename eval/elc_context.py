@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import numpy as np
 import tensorflow as tf
 
-from models import images, weights
+from models import files, images, weights
 from models.codec import load_for_training
 from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN, EntropyModels
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if codec.entry.name != "elc":
             raise UserError(f"{args.weights}: not weights of elc")
         training, test = (
-            [images.read_image(path) for path in images.expand_inputs(paths)] for paths in (args.pictures, args.test)
+            [images.read_image(path) for path in files.expand_inputs(paths)] for paths in (args.pictures, args.test)
         )
         if len({p.shape for p in training}) > 1:
             raise UserError("the pictures to train on must be of one size")
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind, value in figures.items():
         print(f"{kind:14} {value:.4f}  {100 * (value / figures['serial'] - 1):+.1f} % against serial")
     if args.json:
-        images.atomic_write(args.json, json.dumps(figures, indent=1).encode(), force=True)
+        files.atomic_write(args.json, json.dumps(figures, indent=1).encode(), force=True)
     return 0
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from eval import classical
 from eval.metrics import bpp, ms_ssim, psnr
 from models import classifier as classifiers
-from models import images, weights
+from models import files, weights
 from models.codec import load, to_uint8
 from models.elc import perceptual_features_of
 from models.errors import UserError
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.json:
-            images.check_target(args.json, args.force)
+            files.check_target(args.json, args.force)
         shipped = weights.shipped("elc")
         if not args.weights and not shipped:
             raise UserError("no weights for elc ship: name a file with --weights")
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(crops)} pictures of {args.size}x{args.size}\n\n{table(rows)}")
     if args.json:
         facts = {"pictures": len(crops), "size": args.size, "weights_id": codec.weights_id.hex(), "rows": rows}
-        images.atomic_write(args.json, json.dumps(facts, indent=1).encode(), args.force)
+        files.atomic_write(args.json, json.dumps(facts, indent=1).encode(), args.force)
     return 0
 
 

@@ -249,12 +249,12 @@ def main(argv=None) -> int:
         _do_job(json.loads(args.job))
         return 0
 
-    from models import images, weights
+    from models import files, images, weights
     from models.codec import load
 
     path = args.weights or weights.shipped("elic")[-1]
     root = Path(__file__).resolve().parent.parent
-    pictures = images.expand_inputs(args.pictures) or sorted((root / "res" / "eval").glob("*.png"))
+    pictures = files.expand_inputs(args.pictures) or sorted((root / "res" / "eval").glob("*.png"))
     if args.cost:
         print(cost(path, pictures))
         return 0

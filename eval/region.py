@@ -31,14 +31,15 @@ def compare(codec, image: np.ndarray, region: Region) -> dict[str, tuple[bytes, 
       image: uint8 [H, W, 3].
       region: its quality is that inside; outside it is 0.
     """
+    qualities = codec.rate_control.qualities
     data = codec.compress(image, quality_map=paint(image.shape[:2], 0.0, [region]))
-    below, above = (codec.compress(image, quality=float(q)) for q in (codec.qualities[0], codec.qualities[-1]))
+    below, above = (codec.compress(image, quality=float(q)) for q in (qualities[0], qualities[-1]))
     if not len(below) <= len(data) < len(above):
         raise UserError(f"no uniform map gives {len(data)} bytes: they give {len(below)} to {len(above)}")
-    low, high = 0, len(codec.qualities) - 1
+    low, high = 0, len(qualities) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        uniform = codec.compress(image, quality=float(codec.qualities[middle]))
+        uniform = codec.compress(image, quality=float(qualities[middle]))
         if len(uniform) <= len(data):
             low, below = middle, uniform
         else:

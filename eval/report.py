@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.metrics import bpp as bits_per_pixel
 from models.errors import UserError
-from models.images import atomic_write
+from models.files import atomic_write
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -137,7 +137,7 @@ def write_json(path: PathLike, measurements: Sequence[Measurement], force: bool 
     `Measurement` and its `bpp` each. NaN and infinity, which JSON does not have, become null.
 
     Raises:
-      UserError: as of `models.images.atomic_write`.
+      UserError: as of `models.files.atomic_write`.
     """
     pictures = [{**asdict(m), "bpp": m.bpp} for m in measurements]
     text = json.dumps(_finite({**facts, "mean": mean(measurements), "pictures": pictures}), indent=1)
@@ -294,7 +294,7 @@ def plot(
       force: whether an existing file may be replaced.
 
     Raises:
-      UserError: the extension is of no kind of plot, or as of `models.images.atomic_write`.
+      UserError: the extension is of no kind of plot, or as of `models.files.atomic_write`.
     """
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 

@@ -20,7 +20,8 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 
 from models.errors import UserError
-from models.images import atomic_write, read_image
+from models.files import atomic_write
+from models.images import read_image
 
 BATCH = 10
 

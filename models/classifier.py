@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from models import weights
 from models.codec import variables_by_path
-from models.errors import UserError
+from models.errors import UserError, one_line
 from transforms.chain import Chain
 from transforms.resample import Subsample
 
@@ -193,7 +193,7 @@ class Classifier(tf.keras.Model):
                 whole = tf.keras.applications.ResNet50(weights=source)
                 self.tail.predictions.set_weights(whole.get_layer("predictions").get_weights())
         except Exception as error:  # of h5py, of the download, of shapes: an exception type for each
-            raise UserError(f"{source}: no weights of ResNet50: {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"{source}: no weights of ResNet50: {one_line(error)[:200]}") from error
 
 
 def load(path) -> Classifier:
@@ -207,5 +207,5 @@ def load(path) -> Classifier:
         for name, variable in classifier.named_variables().items():
             variable.assign(tensors[name].astype(variable.dtype.as_numpy_dtype))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged classifier: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: damaged classifier: {one_line(error)}") from error
     return classifier

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from absl.flags import argparse_flags
 
-from models import images, registry, weights
+from models import files, images, registry, weights
 from models.coding import container
 from models.errors import UserError
-
-PICTURE_SUFFIX, STREAM_SUFFIX = ".png", ".tfci"
+from models.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
@@ -240,7 +239,7 @@ def _add_stream_command(commands, name: str, command) -> None:
             text = _guarded(command.run, codec, args, data)
             return f"{source}:\n{text}" if "\n" in text else f"{source}: {text}"
 
-        return _each(images.expand_inputs(args.inputs), work)
+        return _each(files.expand_inputs(args.inputs), work)
 
     parser = _subcommand(commands, name, run, command.help)
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
@@ -307,14 +306,14 @@ def _each(inputs: Sequence[Path], work: Callable[[Path], str | None]) -> int:
 
 
 def _compress(model: str, args: argparse.Namespace) -> int:
-    inputs = images.expand_inputs(args.inputs)
-    targets = dict(zip(inputs, images.output_paths(inputs, args.output, STREAM_SUFFIX)))
+    inputs = files.expand_inputs(args.inputs)
+    targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
     codec = _load(model, _weights_path(model, args), synthesis=False, tile=args.tile)
-    codec.check_quality(getattr(args, "quality", None))
+    codec.rate_control.check_quality(getattr(args, "quality", None))
 
     def work(source: Path) -> str:
         target = targets[source]
-        images.check_target(target, args.force)
+        files.check_target(target, args.force)
         picture = images.read_image(source)
         height, width = picture.shape[:2]
         limit = _target_bytes(args, height * width)
@@ -323,7 +322,7 @@ def _compress(model: str, args: argparse.Namespace) -> int:
             data = _guarded(codec.compress, picture, **controls)
         else:
             data = _guarded(codec.compress_to, picture, limit, **controls)
-        images.atomic_write(target, data, args.force)
+        files.atomic_write(target, data, args.force)
         codec.after_compress(args, picture, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
@@ -358,13 +357,13 @@ def _codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.H
 
 def _decompress(model: str, args: argparse.Namespace) -> int:
     groups = getattr(args, "groups", None)
-    inputs = images.expand_inputs(args.inputs)
-    targets = dict(zip(inputs, images.output_paths(inputs, args.output, PICTURE_SUFFIX)))
+    inputs = files.expand_inputs(args.inputs)
+    targets = dict(zip(inputs, files.output_paths(inputs, args.output, PICTURE_SUFFIX)))
     codec_for = _codec_finder(model, args)
 
     def work(source: Path) -> str:
         target = targets[source]
-        images.check_target(target, args.force)
+        files.check_target(target, args.force)
         data = _read_bytes(source)
         header, _, _ = container.unpack(data, partial=args.partial)
         codec = codec_for(header)
@@ -396,9 +395,9 @@ def _read_bytes(path: Path) -> bytes:
 def _evaluate(model: str, args: argparse.Namespace) -> int:
     from eval import report, sweep
 
-    inputs = images.expand_inputs(args.inputs)
+    inputs = files.expand_inputs(args.inputs)
     for target in filter(None, (args.json, args.plot)):
-        images.check_target(target, args.force)
+        files.check_target(target, args.force)
     path = _weights_path(model, args)
     codec = _load(model, path)
     anchors = []
@@ -406,7 +405,7 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
         anchors = list(report.load_anchors(args.anchors or report.ANCHORS).values())
         anchors = [anchor for anchor in anchors if anchor.psnr and "msssim" not in anchor.name]
     for quality in args.quality:
-        codec.check_quality(quality)
+        codec.rate_control.check_quality(quality)
     code, curve = 0, []
     for quality in args.quality:
         measurements = []

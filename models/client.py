@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from models import images
-from models.errors import UserError
-
-PICTURE_SUFFIX, STREAM_SUFFIX = ".png", ".tfci"
+from models import files, images
+from models.errors import UserError, one_line
+from models.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
 
 class RestServer:
@@ -119,7 +118,7 @@ def _reason(error: BaseException) -> str:
     """The innermost of an error's causes, shortly."""
     while error.__context__ is not None:
         error = error.__context__
-    return " ".join(str(error).split())[:200]
+    return one_line(error)[:200]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,18 +143,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     suffix = STREAM_SUFFIX if args.direction == "compress" else PICTURE_SUFFIX
-    inputs = images.expand_inputs(args.inputs)
-    outputs = images.output_paths(inputs, args.output, suffix)
+    inputs = files.expand_inputs(args.inputs)
+    outputs = files.output_paths(inputs, args.output, suffix)
     server = connect(args.server, args.timeout)
     code = 0
     for source, target in zip(inputs, outputs):
         try:
-            images.check_target(target, args.force)
+            files.check_target(target, args.force)
             if args.direction == "compress":
                 controls: Mapping[str, float] = {} if args.quality is None else {"quality": args.quality}
                 signature = "compress_file" if controls else "serving_default"
                 data = server.predict(signature, _png(source), **controls)
-                images.atomic_write(target, data, args.force)
+                files.atomic_write(target, data, args.force)
             else:
                 data = server.predict("decompress_file", source.read_bytes())
                 _write_picture(target, data, args.force)
@@ -176,7 +175,7 @@ def _png(source: Path) -> bytes:
 
 def _write_picture(target, png: bytes, force: bool) -> None:
     if str(target).lower().endswith(".png"):
-        images.atomic_write(target, png, force)
+        files.atomic_write(target, png, force)
         return
     import numpy as np
     from PIL import Image
@@ -185,7 +184,7 @@ def _write_picture(target, png: bytes, force: bool) -> None:
 
 
 def _report(error: BaseException) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return 1
 
 

@@ -8,6 +8,7 @@ decompressing from bytes, and the weights file. See `models/elic.py` for how a m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,8 +17,9 @@ import tensorflow as tf
 
 from models import registry, weights
 from models.coding import container, rans, tables
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
+from models.rate_control import QualityLevels, RateControl
 from transforms import exact, tiling
 from transforms.chain import Chain
 from transforms.gain import MAX_LEVELS, STEPS, GainUnit
@@ -59,10 +61,9 @@ class Codec(tf.keras.Model):
       prior_channels(): channels of the factorised prior.
 
     and, where it differs from the usual: `losses` (with `metric_names`), `make_entropy_models` and `table_rows` (what
-    latents are coded with), the controls of a picture (`qualities`, `encoder_controls`, `decoder_controls`,
-    `control_specs`, `calibration_controls`), `settings` and `from_settings` (what its weights file says of the
-    training), labels (`batch`, `check_classes`), what it tells of latents besides a picture (`latent_outputs`,
-    `stream_commands`), and its flags on the command line.
+    latents are coded with), `make_rate_control` (what can be asked for besides the picture), `settings` and
+    `from_settings` (what its weights file says of the training), labels (`batch`, `check_classes`), what it tells of
+    latents besides a picture (`latent_outputs`, `stream_commands`), and its flags on the command line.
     """
 
     stride: tuple[int, int] = (64, 64)
@@ -80,6 +81,7 @@ class Codec(tf.keras.Model):
         super().__init__(name=type(self).__name__.lower())
         self.config = config
         self.lambdas = check_lambdas(lmbda)
+        self.rate_control = self.make_rate_control()
         self.bank: tables.CdfBank | None = None
         self._coder: rans.RansCoder | None = None
         self._traced: dict = {}
@@ -101,6 +103,10 @@ class Codec(tf.keras.Model):
 
     def prior_channels(self) -> int:
         raise NotImplementedError
+
+    def make_rate_control(self) -> RateControl:
+        """What can be asked of these weights: a quality where there are several λ, else nothing."""
+        return QualityLevels(len(self.lambdas)) if self.variable_rate else RateControl()
 
     def make_entropy_models(self) -> EntropyModels | None:
         """The densities that are trained; None where networks predict all probabilities."""
@@ -175,7 +181,7 @@ class Codec(tf.keras.Model):
     def call(self, images, training=False, **controls):
         """Images [B, H, W, 3] in 0..255 -> (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
 
-        controls: as `transmit` has them, such as a quality; those of `encoder_controls` without a wish by default.
+        controls: as `transmit` has them, such as a quality; those of `rate_control` without a wish by default.
 
         With training=False latents are rounded; once tables exist (`prepare`, `load`) the entropy networks run in
         integers and the bits are those of the tables, so that estimates and files agree.
@@ -183,7 +189,7 @@ class Codec(tf.keras.Model):
         coder = self._rate_coder(training)
         images = tf.cast(images, tf.float32)
         shape = tf.shape(images)
-        controls = self.pad_controls(controls or self.encoder_controls(shape[:3])[1])
+        controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
         reconstruction = self.reconstruct(self.transmit(coder, self.pad(images), **controls))
         return reconstruction[:, : shape[1], : shape[2]], coder.bits
 
@@ -281,7 +287,7 @@ class Codec(tf.keras.Model):
             if variable.trainable:
                 variable.assign(_through_float16(variable.numpy()))
         self._set_bank(tables.CdfBank.from_pmfs(self.table_rows()))
-        controls = self.calibration_controls(np.shape(images)[:3])
+        controls = self.rate_control.for_calibration(np.shape(images)[:3])
         order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
         with exact.calibrating(self.submodules):
             for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
@@ -354,89 +360,12 @@ class Codec(tf.keras.Model):
         """Whether there are several λ, and so a quality to choose."""
         return len(self.lambdas) > 1
 
-    @property
-    def qualities(self) -> np.ndarray:
-        """The qualities that can be told apart, rising; empty where there are none to choose from."""
-        return 1 + np.arange((len(self.lambdas) - 1) * STEPS + 1) / STEPS if self.variable_rate else np.array([])
-
-    def check_quality(self, quality: float | None) -> None:
-        """UserError if a quality is wished for (not None), and there is none to choose or it is out of range."""
-        if quality is None:
-            return
-        if not self.qualities.size:
-            raise UserError(f"these {self.entry.name} weights are of one rate: they take no quality")
-        if not self.qualities[0] <= quality <= self.qualities[-1]:
-            raise UserError(f"quality {quality:g} is not within {self.qualities[0]:g} to {self.qualities[-1]:g}")
-
-    def encoder_controls(self, shape, quality: float | None = None) -> tuple[bytes, dict[str, tf.Tensor]]:
-        """What is wished for pictures of a shape (B, H, W): the control bytes of a file, and what `transmit` takes.
-
-        quality: one of `qualities`, the middle by default, for weights of several λ.
-
-        Raises:
-          UserError: the model has no such control, or it is out of range.
-        """
-        self.check_quality(quality)
-        if not self.variable_rate:
-            return b"", {}
-        step = (self.qualities.size - 1) / 2 if quality is None else (quality - 1) * STEPS
-        data = bytes([round(step)])
-        return data, self.decoder_controls(data, shape[0])
-
-    def decoder_controls(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
-        """What `transmit` takes for control bytes. StreamError if they are none of this model's."""
-        if len(data) != self.control_bytes or any(b >= self.qualities.size for b in data):
-            raise container.StreamError("damaged stream: its control bytes are not of these weights")
-        return {"quality": tf.fill([batch], data[0])} if self.variable_rate else {}
-
-    def control_specs(self) -> dict[str, dict[str, tf.TensorSpec]]:
-        """Dtypes and shapes of what `encoder_controls` ("encode") and `decoder_controls` ("decode") give."""
-        specs = {"quality": tf.TensorSpec([None], tf.int32)} if self.variable_rate else {}
-        return {"encode": specs, "decode": specs}
-
-    @property
-    def control_bytes(self) -> int:
-        """How many control bytes a file has."""
-        return int(self.variable_rate)
-
-    def request_specs(self) -> dict[str, tf.TensorSpec]:
-        """What a served request says of each picture besides its pixels: inputs of `request_controls`."""
-        return {"quality": tf.TensorSpec([None], tf.float32)} if self.variable_rate else {}
-
-    def request_controls(self, shape, quality=None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """`encoder_controls` in a graph, for each picture: control bytes uint8 [B, n], and what `transmit` takes.
-
-        quality: float32 [B]; None: the middle. InvalidArgumentError if it is out of range.
-        """
-        if not self.variable_rate:
-            return tf.zeros([shape[0], 0], tf.uint8), {}
-        if quality is None:
-            data, controls = self.encoder_controls(shape)
-            return tf.fill([shape[0], 1], tf.constant(data[0], tf.uint8)), controls
-        low, high = self.qualities[0], self.qualities[-1]
-        within = (quality >= low) & (quality <= high)
-        (quality,) = rans.require(within, f"quality is not within {low:g} to {high:g}", quality)
-        step = tf.cast(tf.round((quality - 1) * STEPS), tf.int32)
-        return tf.cast(step[:, None], tf.uint8), {"quality": step}
-
-    def stream_controls(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`decoder_controls` in a graph: uint8 [B, n]. InvalidArgumentError if they are none of this model's."""
-        if not self.variable_rate:
-            return {}
-        (step,) = rans.require(data < self.qualities.size, "damaged stream (control bytes)", data[:, 0])
-        return {"quality": tf.cast(step, tf.int32)}
-
-    def calibration_controls(self, shape) -> dict[str, np.ndarray]:
-        """Controls, each [N, ...], that between them show what coding will meet, for N pictures; shape: (N, H, W)."""
-        steps = np.linspace(0, self.qualities.size - 1, shape[0]).round().astype(np.int32)
-        return {"quality": steps} if self.variable_rate else {}
-
     def pad_controls(self, controls: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Pads those controls that are maps over the pictures, [B, H, W, C], as `pad` does the pictures."""
         return {name: self.pad(value) if len(value.shape) == 4 else value for name, value in controls.items()}
 
     def compress(self, image: np.ndarray, **controls) -> bytes:
-        """A picture, uint8 [H, W, 3], as the bytes of a file; see `encoder_controls` for the controls."""
+        """A picture, uint8 [H, W, 3], as the bytes of a file; see `RateControl.of_wish` for the controls."""
         return self.compress_batch(np.asarray(image)[None], **controls)[0]
 
     def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:
@@ -445,7 +374,7 @@ class Codec(tf.keras.Model):
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
             raise UserError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         batch, height, width, _ = images.shape
-        packed, tensors = self.encoder_controls((batch, height, width), **controls)
+        packed, tensors = self.rate_control.of_wish((batch, height, width), **controls)
         header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
         encode = self._traced["encode"] if self._traced else self._encode
         payloads, marks = encode(tf.constant(images), tf.constant(container.header_bytes(header)), tensors)
@@ -504,23 +433,22 @@ class Codec(tf.keras.Model):
         images, string, number = (tf.TensorSpec(*spec) for spec in (
             ([None, None, None, 3], tf.uint8), ([], tf.string), ([2], tf.int32)
         ))  # fmt: skip
-        specs = self.control_specs()
-        encode = [images, string, specs["encode"]]
-        decode = [tf.TensorSpec([None], tf.string), string, number, specs["decode"]]
+        encode = [images, string, self.rate_control.encode_specs]
+        decode = [tf.TensorSpec([None], tf.string), string, number, self.rate_control.decode_specs]
         self._traced = {
             "encode": tf.function(self._encode, input_signature=encode, autograph=False),
             "decode": tf.function(self._decode, input_signature=decode, autograph=False),
         }
 
     def compress_to(self, image: np.ndarray, target_bytes: int, **controls) -> bytes:
-        """A picture, uint8 [H, W, 3], in the best of the `qualities` whose file is not above `target_bytes`.
+        """A picture, uint8 [H, W, 3], in the best quality of `rate_control` whose file is not above `target_bytes`.
 
         controls: what `compress` takes besides the quality.
 
         Raises:
           UserError: the weights are of one rate, or even the lowest quality is larger.
         """
-        qualities = self.qualities.tolist()
+        qualities = self.rate_control.qualities.tolist()
         if not qualities:
             raise UserError(f"these {self.entry.name} weights are of one rate: they cannot aim at a size")
         low, high = 0, len(qualities) - 1
@@ -547,24 +475,19 @@ class Codec(tf.keras.Model):
         Raises:
           container.StreamError: not a file of this model and these weights, damaged or cut off. One line.
         """
-        header, payload, fingerprint = container.unpack(data, partial=partial)
-        self.check_header(header)
+        header, payload, fingerprint, controls = self._open(data, partial)
         height, width = header.height, header.width
-        controls = self.decoder_controls(header.controls)
         if groups is not None:
             controls["groups"] = groups
-        try:
+        with _stream_errors():
             if groups is None and not partial:
                 decode = self._traced["decode"] if self._traced else self._decode
                 size = tf.constant([height, width])
                 pictures, mark = decode(tf.constant([payload]), container.header_bytes(header), size, controls)
-                if int(mark.numpy()[0]) != fingerprint:
-                    raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
+                _check_symbols(mark, fingerprint)
                 return to_uint8(pictures[0])
             stream = rans.RansDecoder(self.coder, tf.constant([payload]), partial=partial)
             latents = self.transmit(LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls)
-        except tf.errors.InvalidArgumentError as error:
-            raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
         return to_uint8(self.reconstruct_in_tiles(latents)[0, :height, :width])
 
     def latents(self, data: bytes):
@@ -573,18 +496,19 @@ class Codec(tf.keras.Model):
         Raises:
           container.StreamError: as `decompress` does.
         """
-        header, payload, fingerprint = container.unpack(data)
-        self.check_header(header)
-        controls = self.decoder_controls(header.controls)
+        header, payload, fingerprint, controls = self._open(data)
         size = tf.constant([header.height, header.width])
-        try:
+        with _stream_errors():
             start = container.header_bytes(header)
             latents, mark = self._decode_latents(tf.constant([payload]), start, size, controls)
-        except tf.errors.InvalidArgumentError as error:
-            raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
-        if int(mark.numpy()[0]) != fingerprint:
-            raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
+            _check_symbols(mark, fingerprint)
         return latents
+
+    def _open(self, data: bytes, partial: bool = False) -> tuple[container.Header, bytes, int, dict[str, tf.Tensor]]:
+        """Header, payload, fingerprint and controls of a file. StreamError unless it is of this model and weights."""
+        header, payload, fingerprint = container.unpack(data, partial=partial)
+        self.check_header(header)
+        return header, payload, fingerprint, self.rate_control.of_bytes(header.controls)
 
     def latent_outputs(self) -> dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]]:
         """What can be told of the latents of a batch of files besides the pictures: functions of the latents.
@@ -709,7 +633,7 @@ def _from_file(path, **variables) -> tuple[Codec, dict[str, np.ndarray], bytes]:
         codec.build_variables(**variables)
         return codec, values, weights_id
     except (TypeError, ValueError, tf.errors.OpError) as error:
-        raise UserError(f"{path}: damaged weights file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: damaged weights file: {one_line(error)}") from error
 
 
 def variables_by_path(root) -> dict[str, tf.Variable]:
@@ -762,6 +686,20 @@ def check_lambdas(lmbda: float | Sequence[float]) -> tuple[float, ...]:
     if len(lambdas) > MAX_LEVELS:
         raise UserError(f"at most {MAX_LEVELS} λ fit into one set of weights, not {len(lambdas)}")
     return lambdas
+
+
+@contextlib.contextmanager
+def _stream_errors():
+    """What the coder's operations complain of becomes a StreamError."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        raise container.StreamError(rans.describe(error).removeprefix("coder: ")) from error
+
+
+def _check_symbols(mark: tf.Tensor, fingerprint: int) -> None:
+    if int(mark.numpy()[0]) != fingerprint:
+        raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
 
 
 def to_uint8(image: tf.Tensor) -> np.ndarray:

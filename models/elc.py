@@ -40,7 +40,7 @@ import tensorflow as tf
 from models import classifier as classifiers
 from models.codec import Codec, StreamCommand, load_for_training
 from models.coding.tables import NUM_SCALES
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
 from transforms import checkerboard, cheng, deep_features, enhance, hific
@@ -577,7 +577,7 @@ def perceptual_features_of(source: str | None) -> deep_features.Features | None:
     try:
         return deep_features.vgg16(source)
     except Exception as error:  # of h5py, of the download, of shapes: an exception type for each
-        raise UserError(f"--perceptual {source}: no weights of VGG16: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"--perceptual {source}: no weights of VGG16: {one_line(error)[:200]}") from error
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:

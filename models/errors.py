@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake becomes."""
+"""The one exception that a user's mistake becomes, and how others are worded."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,13 @@ class UserError(ValueError):
 
     The command line prints it to stderr and exits with 1; a library user catches it as a ValueError.
     """
+
+
+def reason(error: OSError) -> str:
+    """What the system says of it, in lower case, without its number or the path."""
+    return (error.strerror or one_line(error)).lower()
+
+
+def one_line(error: BaseException) -> str:
+    """The text of any exception on one line; its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Quality maps as users give them: a grey picture, regions of interest, an array."""
+"""Quality maps as users give them: a grey picture, regions of interest, an array, an input of a served request."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from models.coding.rans import require
 from models.errors import UserError
 from models.images import read_image
+from models.rate_control import RateControl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +88,46 @@ def as_maps(quality_map, shape) -> tf.Tensor:
     if maps.shape[1:3] == tuple(shape[1:]):
         return tf.constant(maps)
     return tf.clip_by_value(tf.image.resize(maps, shape[1:], antialias=True), 0.0, 1.0)
+
+
+class QualityMaps(RateControl):
+    """SFT's rate control: a map that the encoder alone sees. There are no control bytes, since it is not sent.
+
+    "quality_map", float32 [B, H, W, 1] in 0..1.
+    """
+
+    #: Uniform qualities that a search for a file size tells apart: steps of λ of 1.7 %.
+    qualities = np.linspace(0, 1, 257)
+    request_specs = encode_specs = {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}
+
+    def of_wish(self, shape, quality: float | None = None, quality_map=None):
+        """See `RateControl`.
+
+        Args:
+          quality: of all pixels, 0..1; 0.5 by default. With a map, it moves the map: by 2 · quality - 1, clipped to
+            0..1. So λ is multiplied by one factor everywhere, and 0.5 leaves the map as it is.
+          quality_map: see `as_maps`.
+        """
+        self.check_quality(quality)
+        quality = 0.5 if quality is None else quality
+        if quality_map is None:
+            return b"", {"quality_map": tf.fill([*tf.unstack(tf.convert_to_tensor(shape)), 1], np.float32(quality))}
+        moved = as_maps(quality_map, shape) + np.float32(2 * quality - 1)
+        return b"", {"quality_map": tf.clip_by_value(moved, 0.0, 1.0)}
+
+    def of_request(self, shape, quality_map=None):
+        """See `RateControl`. quality_map: float32 [B, h, w, 1] in 0..1 of any size; None: 0.5 everywhere."""
+        if quality_map is None:
+            quality_map = tf.fill([shape[0], 1, 1, 1], 0.5)
+        within = (quality_map >= 0) & (quality_map <= 1)
+        (quality_map,) = require(within, "a quality map is not within 0 to 1", quality_map)
+        fits = all(isinstance(n, int) for n in shape[1:]) and tuple(quality_map.shape[1:3]) == tuple(shape[1:])
+        if not fits:  # TensorFlow Lite, where sizes are fixed, cannot resize like this
+            quality_map = tf.clip_by_value(tf.image.resize(quality_map, shape[1:], antialias=True), 0.0, 1.0)
+        data, _ = super().of_request(shape)
+        return data, {"quality_map": quality_map}
+
+    def for_calibration(self, shape):
+        """Uniform maps from 0 to 1."""
+        levels = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None, None]
+        return {"quality_map": np.broadcast_to(levels, [*shape, 1])}

@@ -34,7 +34,7 @@ import tensorflow as tf
 from models.bit_context import ContextModel
 from models.codec import Codec, load_for_training
 from models.coding import tables
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.images import ImageWarning
 from models.latents import LOGIT_BIAS, LOGIT_GAIN
 from models.registry import register
@@ -444,7 +444,7 @@ def load_features(name: str | None) -> deep_features.Features | None:
     try:
         return deep_features.vgg16("imagenet" if name == "vgg16" else name, deep_features.JOHNSON)
     except Exception as error:  # Keras raises what the network or the format's library happens to raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         if name != "vgg16":
             raise UserError(f"--perceptual_model {name}: not a file of VGG-16's weights ({reason})") from error
         logger.warning("no weights of vgg16 to be had (%s): training without the perceptual loss", reason)

@@ -49,7 +49,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
     images = tf.TensorSpec([None, None, None, 3], tf.uint8, "image")
     bitstreams = tf.TensorSpec([None], tf.string, "bitstream_bytes")
     files = tf.TensorSpec([None], tf.string, "image_bytes")
-    wishes = [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in codec.request_specs().items()]
+    wishes = [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in codec.rate_control.request_specs.items()]
 
     def check_size(height, width, *values):
         pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
@@ -60,7 +60,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
         shape, (height, width) = tf.shape(image), image.shape[1:3]
         if height is None or width is None:  # else the graph is made for this size
             height, width, image = check_size(shape[1], shape[2], image)
-        data, tensors = codec.request_controls((shape[0], height, width), **controls)
+        data, tensors = codec.rate_control.of_request((shape[0], height, width), **controls)
         header = container_ops.headers(codec.entry.model_id, codec.weights_id, height, width, data)
         payload, mark = codec._encode(image, header, tensors)
         return container_ops.pack(header, payload, mark)
@@ -78,11 +78,12 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
 
     def unpack(bitstream_bytes):
         """The arguments of `Codec._decode`, and the fingerprints of files of one size."""
-        parts = container_ops.unpack(bitstream_bytes, codec.entry.model_id, codec.weights_id, codec.control_bytes)
+        control_bytes = codec.rate_control.control_bytes
+        parts = container_ops.unpack(bitstream_bytes, codec.entry.model_id, codec.weights_id, control_bytes)
         same = (parts.height == parts.height[:1]) & (parts.width == parts.width[:1])
         (size,) = require(same, "the pictures of a batch must be of one size", tf.stack([parts.height, parts.width]))
         size = tf.stack(check_size(*tf.unstack(size[:, 0])))
-        return (parts.payload, parts.header, size, codec.stream_controls(parts.controls)), parts.fingerprint
+        return (parts.payload, parts.header, size, codec.rate_control.of_stream(parts.controls)), parts.fingerprint
 
     def verified(mark, fingerprint, value):
         message = "damaged stream: the decoded symbols are not those that were coded"
@@ -224,8 +225,9 @@ def write_warmup(folder: Path, codec: Codec) -> None:
 
 def middle_controls(codec: Codec) -> dict[str, np.ndarray]:
     """Values for the controls of one request: a middle quality, for all of the picture where the control is a map."""
-    middle = codec.qualities[codec.qualities.size // 2] if codec.qualities.size else 0
-    return {name: np.full([1] * len(spec.shape), middle, np.float32) for name, spec in codec.request_specs().items()}
+    control = codec.rate_control
+    middle = control.qualities[control.qualities.size // 2] if control.qualities.size else 0
+    return {name: np.full([1] * len(spec.shape), middle, np.float32) for name, spec in control.request_specs.items()}
 
 
 def _sample_picture() -> np.ndarray:

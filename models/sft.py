@@ -32,8 +32,6 @@ import tensorflow as tf
 
 from models import quality_map as user_maps
 from models.codec import Codec, load_for_training, numbers
-from models.coding.container import StreamError
-from models.coding.rans import require
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN
@@ -51,8 +49,6 @@ logger = logging.getLogger(__name__)
 LATENT_SCALE = 16.0
 #: A batch of a higher loss has no gradient (the authors skip it too).
 SKIPPED_LOSS = 1e4
-#: Uniform qualities that a search for a file size tells apart: steps of λ of 1.7 %.
-QUALITIES = np.linspace(0, 1, 257)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +140,9 @@ class SFT(Codec):
     def prior_channels(self) -> int:
         return self.config.hyper_channels + 1  # and the quality
 
+    def make_rate_control(self) -> user_maps.QualityMaps:
+        return user_maps.QualityMaps()
+
     # ---- the codec --------------------------------------------------------------------------------------------------
 
     def analyse(self, images, quality_map):
@@ -213,64 +212,6 @@ class SFT(Codec):
         loss = figures["loss"]
         figures["loss"] = tf.where(loss < SKIPPED_LOSS, loss, tf.stop_gradient(loss))
         return figures
-
-    # ---- the map as a control ---------------------------------------------------------------------------------------
-
-    @property
-    def qualities(self) -> np.ndarray:
-        return QUALITIES
-
-    def encoder_controls(self, shape, quality: float | None = None, quality_map=None):
-        """The map for pictures of a shape (B, H, W); no control bytes, since it is not sent.
-
-        Args:
-          quality: of all pixels, 0..1; 0.5 by default. With a map, it moves the map: by 2 · quality - 1, clipped to
-            0..1. So λ is multiplied by one factor everywhere, and 0.5 leaves the map as it is.
-          quality_map: qualities [h, w], [h, w, 1] or [B, h, w, 1], uint8 in 0..255 or float in 0..1; resized.
-
-        Raises:
-          UserError: it is out of range, or of another shape.
-        """
-        self.check_quality(quality)
-        quality = 0.5 if quality is None else quality
-        if quality_map is None:
-            return b"", {"quality_map": tf.fill([*tf.unstack(tf.convert_to_tensor(shape)), 1], np.float32(quality))}
-        moved = user_maps.as_maps(quality_map, shape) + np.float32(2 * quality - 1)
-        return b"", {"quality_map": tf.clip_by_value(moved, 0.0, 1.0)}
-
-    def decoder_controls(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
-        if data:
-            raise StreamError("damaged stream: it has control bytes, and SFT has none")
-        return {}
-
-    def control_specs(self):
-        return {"encode": {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}, "decode": {}}
-
-    @property
-    def control_bytes(self) -> int:
-        return 0
-
-    def request_specs(self) -> dict[str, tf.TensorSpec]:
-        return {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}
-
-    def request_controls(self, shape, quality_map=None):
-        """See `Codec`. quality_map: float32 [B, h, w, 1] in 0..1 of any size; None: 0.5 everywhere."""
-        if quality_map is None:
-            quality_map = tf.fill([shape[0], 1, 1, 1], 0.5)
-        within = (quality_map >= 0) & (quality_map <= 1)
-        (quality_map,) = require(within, "a quality map is not within 0 to 1", quality_map)
-        fits = all(isinstance(n, int) for n in shape[1:]) and tuple(quality_map.shape[1:3]) == tuple(shape[1:])
-        if not fits:  # TensorFlow Lite, where sizes are fixed, cannot resize like this
-            quality_map = tf.clip_by_value(tf.image.resize(quality_map, shape[1:], antialias=True), 0.0, 1.0)
-        return tf.zeros([shape[0], 0], tf.uint8), {"quality_map": quality_map}
-
-    def stream_controls(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {}
-
-    def calibration_controls(self, shape) -> dict[str, np.ndarray]:
-        """Uniform maps from 0 to 1."""
-        levels = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None, None]
-        return {"quality_map": np.broadcast_to(levels, [*shape, 1])}
 
     # ---- the command line -------------------------------------------------------------------------------------------
 
@@ -347,7 +288,7 @@ class SFT(Codec):
         if args.quality_map:
             return {"quality_map": user_maps.read_map(args.quality_map)}
         if args.roi:
-            self.check_quality(args.quality)
+            self.rate_control.check_quality(args.quality)
             return {"quality_map": user_maps.paint(size, args.quality or 0.0, args.roi)}
         return super().compress_controls(args, image)
 

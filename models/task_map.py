@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 
 CELL = 16
 START = -2.0  # of the map before its sigmoid: a quality of 0.12
@@ -87,7 +87,7 @@ def load_classifier(name: str) -> Classifier:
     except UserError:
         raise
     except Exception as error:  # Keras raises what the format's library happens to raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{name}: not a Keras classifier that can be loaded ({reason})") from error
 
 

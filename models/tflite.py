@@ -53,7 +53,7 @@ def functions(codec: Codec, width: int, height: int) -> dict[str, tf.types.exper
     served = serving.signatures(codec)
     wishes = [  # a number, or a map
         tf.TensorSpec((1, height, width, 1)[: len(spec.shape)], spec.dtype, name)
-        for name, spec in codec.request_specs().items()
+        for name, spec in codec.rate_control.request_specs.items()
     ]
     image = tf.TensorSpec([1, height, width, 3], tf.uint8, "image")
     bitstream = tf.TensorSpec([1], tf.string, "bitstream_bytes")

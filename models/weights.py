@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models import images
+from models import files
 from models.coding.container import StreamError
 from models.errors import UserError
 
@@ -48,7 +48,7 @@ def write(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], 
     from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    images.atomic_write(path, save(tensors, metadata={"format": FORMAT, **metadata}), force=force)
+    files.atomic_write(path, save(tensors, metadata={"format": FORMAT, **metadata}), force=force)
 
 
 def read_metadata(path) -> dict[str, str]:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 import tensorflow as tf
 
-from models import images
+from models import files
 from models.classifier import SMALL_WIDTHS, Classifier
 from models.errors import UserError
 from train import data, labelled
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
         if not args.labelled and args.init != "imagenet":
             raise UserError("give a folder of classes to train on (without one, only --init imagenet can be written)")
-        images.check_target(args.output, args.force)
+        files.check_target(args.output, args.force)
         tf.keras.utils.set_random_seed(args.seed)
         facts = {}
         if args.labelled:

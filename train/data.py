@@ -24,7 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from models.errors import UserError
-from models.images import expand_inputs, read_image
+from models.files import expand_inputs
+from models.images import read_image
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)

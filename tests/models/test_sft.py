@@ -67,7 +67,7 @@ def test_the_map_is_not_sent(sft, picture):
     header, _, _ = container.unpack(sft.compress(picture, quality=0.9))
     assert header.controls == b"" and header.model_id == 2
     with pytest.raises(container.StreamError, match="control bytes"):
-        sft.decoder_controls(b"\1")
+        sft.rate_control.of_bytes(b"\1")
 
 
 def test_traced_files_are_the_same(sft_weights, picture):
@@ -87,7 +87,7 @@ def test_the_warmup_request_is_one_that_the_server_takes(sft, tmp_path):
     for request in requests:
         if request.model_spec.signature_name in ("compress", "compress_file"):
             maps = tf.make_ndarray(request.inputs["quality_map"])
-            assert sft.request_specs()["quality_map"].is_compatible_with(tf.constant(maps))
+            assert sft.rate_control.request_specs["quality_map"].is_compatible_with(tf.constant(maps))
             assert maps.tolist() == [[[[0.5]]]]
     assert len(requests) == 5
 
