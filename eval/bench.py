@@ -216,7 +216,7 @@ def main(argv=None) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     entry = registry.get(args.model)
-    path = args.weights or next((p for p in weights.shipped(args.model) if p.stem == args.preset), None)
+    path = args.weights or weights.of_preset(args.model, args.preset)
     codec = load(path) if path else random_codec(entry, args.preset)
     image = images.read_image(args.picture) if args.picture else sample_picture()
     height, width = image.shape[:2]

@@ -73,8 +73,7 @@ def main(argv=None) -> None:
     from models.codec import load
 
     entry = registry.get(args.model)
-    shipped = (p for p in weights.shipped(args.model) if p.stem == args.preset or p.stem.startswith(f"{args.preset}-"))
-    path = args.weights or next(shipped, None)
+    path = args.weights or weights.of_preset(args.model, args.preset)
     codec = load(path) if path else random_codec(entry, args.preset)
     image = images.read_image(args.picture) if args.picture else sample_picture()
     what = f"weights {Path(path).name}" if path else "random weights"

@@ -94,7 +94,7 @@ def run(model: str, measure: Callable, program: str, about: str, argv: Sequence[
     parser.add_argument("--weights", help=f"weights file; by default the first that ship for {model}")
     args = parser.parse_args(argv)
     try:
-        codec = load(args.weights or weights.first(model))
+        codec = load(args.weights or weights.default(model))
         if codec.entry.name != model:
             raise UserError(f"{args.weights}: weights of {codec.entry.name}, not of {model}")
         print(table(measure(codec, map(images.read_image, files.expand_inputs(args.pictures)))))

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="Also write the figures there.")
     args = parser.parse_args(argv)
     try:
-        codec = load_for_training(args.weights or weights.first("elc"))
+        codec = load_for_training(args.weights or weights.default("elc"))
         if codec.entry.name != "elc":
             raise UserError(f"{args.weights}: not weights of elc")
         training, test = (

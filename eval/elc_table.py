@@ -113,10 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.json:
             files.check_target(args.json, args.force)
-        shipped = weights.shipped("elc")
-        if not args.weights and not shipped:
-            raise UserError("no weights for elc ship: name a file with --weights")
-        path = args.weights or shipped[0]
+        path = args.weights or weights.default("elc")
         codec = load(path)
         if codec.entry.name != "elc" or codec.stage == "base":
             raise UserError(f"{path}: not weights of elc that classify")

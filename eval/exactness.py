@@ -252,7 +252,7 @@ def main(argv=None) -> int:
     from models import files, images, weights
     from models.codec import load
 
-    path = args.weights or weights.shipped("elic")[-1]
+    path = args.weights or weights.default("elic")
     root = Path(__file__).resolve().parent.parent
     pictures = files.expand_inputs(args.pictures) or sorted((root / "res" / "eval").glob("*.png"))
     if args.cost:

@@ -75,7 +75,7 @@ def _run(args) -> int:
     from models import weights
     from models.codec import load
 
-    path = args.weights or weights.first("sft")
+    path = args.weights or weights.default("sft")
     image = read_image(args.picture)
     panels = {"original": image}
     print("map            bytes  PSNR inside  outside, dB")

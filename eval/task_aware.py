@@ -133,7 +133,7 @@ def _run(args) -> int:
     from models.codec import load, load_for_training
     from models.task_map import Classifier, find_maps
 
-    path = args.weights or weights.first("sft")
+    path = args.weights or weights.default("sft")
     codec, frozen = load(path), load_for_training(path)
     pictures, labels, _ = read_labelled(args.data / "train")
     finder = make_classifier(pictures, labels, (32, 64, 128), args.epochs, seed=1)

@@ -251,20 +251,7 @@ def _add_stream_command(commands, name: str, command) -> None:
 
 
 def _weights_path(model: str, args: argparse.Namespace) -> Path:
-    """The weights that the user asked for, or the first that ship, in the order of the presets.
-
-    Files are called PRESET or, where a preset has several, PRESET-something too: `--preset small` is the file of that
-    very name, if there is one; without a wish it is the first of the preset's.
-    """
-    if args.weights:
-        return Path(args.weights)
-    presets = [args.preset] if args.preset else list(registry.get(model).presets)
-    shipped = sorted(weights.shipped(model), key=lambda path: path.stem != args.preset)
-    for preset in presets:
-        for path in shipped:
-            if path.stem == preset or path.stem.startswith(f"{preset}-"):
-                return path
-    raise UserError(f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some")
+    return Path(args.weights) if args.weights else weights.default(model, args.preset)
 
 
 def _load(model: str, path: Path, synthesis: bool = True, tile: int | None = None):

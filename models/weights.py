@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models import files
+from models import files, registry
 from models.coding.container import StreamError
 from models.errors import UserError
 
@@ -107,11 +107,20 @@ def shipped(model: str) -> list[Path]:
     return sorted((SHIPPED / model).glob("*.safetensors"))
 
 
-def first(model: str) -> Path:
-    """The first weights file that ships for `model`. UserError if none does."""
-    for path in shipped(model):
+def of_preset(model: str, preset: str) -> Path | None:
+    """The weights that ship for a preset: the file called so, else the first called PRESET-something; None if none."""
+    for path in sorted(shipped(model), key=lambda path: path.stem != preset):
+        if path.stem == preset or path.stem.startswith(f"{preset}-"):
+            return path
+    return None
+
+
+def default(model: str, preset: str | None = None) -> Path:
+    """The weights to take: of that preset, or of the first in the model's order that has any. UserError if none has."""
+    presets = [preset] if preset else list(registry.get(model).presets)
+    for path in filter(None, (of_preset(model, name) for name in presets)):
         return path
-    raise UserError(f"no weights for {model} ship: name a file with --weights")
+    raise UserError(f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some")
 
 
 def find(model: str, weights_id: bytes) -> Path:

@@ -337,7 +337,7 @@ def test_a_preset_may_ship_with_several_weights(run, crop, monkeypatch, tmp_path
         expected = "small-b" if chosen[1:] == ("small-b",) else "small-a"
         assert json.loads(Path("a.json").read_text())["weights"] == f"{expected}.safetensors"
     shutil.copy(tiny_weights, shipped / "small.safetensors")
-    for chosen, expected in (((), "small-a"), (("--preset", "small"), "small"), (("--preset", "small-a"), "small-a")):
+    for chosen, expected in (((), "small"), (("--preset", "small"), "small"), (("--preset", "small-a"), "small-a")):
         assert run("evaluate", "a.png", "--json", "a.json", "-f", *chosen) == 0
         assert json.loads(Path("a.json").read_text())["weights"] == f"{expected}.safetensors"
 
