@@ -27,11 +27,12 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
-from models import images as pictures
+from models import files
 from models.bit_context import ContextModel
 from models.codec import Codec, load_for_training
 from models.coding import tables
 from models.errors import UserError
+from models.images import write_image
 from models.registry import register
 from transforms import cwic as transforms
 from transforms import importance
@@ -313,15 +314,15 @@ class CWIC(Codec):
         """None; says in time what is wrong with --show_importance."""
         if args.show_importance:
             self._check_importance()
-            if len(pictures.expand_inputs(args.inputs)) > 1:
+            if len(files.expand_inputs(args.inputs)) > 1:
                 raise UserError("--show_importance is for one input")
-            pictures.check_target(args.show_importance, args.force)
+            files.check_target(args.show_importance, args.force)
         return {}
 
     def after_compress(self, args, image: np.ndarray, data: bytes) -> None:
         """Writes the picture of --show_importance."""
         if args.show_importance:
-            pictures.write_image(args.show_importance, self.importance_picture(image), args.force)
+            write_image(args.show_importance, self.importance_picture(image), args.force)
 
 
 if __name__ == "__main__":
