@@ -39,8 +39,14 @@ def recorded_symbols(codec, image: np.ndarray) -> list[np.ndarray]:
     from models.latents import Recorder
 
     coder = Recorder()
-    codec.transmit(coder, codec.pad(tf.cast(image[None], tf.float32)))
+    padded = codec.pad(tf.cast(image[None], tf.float32))
+    codec.transmit(coder, padded, **_controls(codec, padded.shape[:3]))
     return [symbols.numpy() for symbols in coder.symbols]
+
+
+def _controls(codec, shape) -> dict:
+    """What `transmit` takes for padded pictures of a shape (B, H, W) where nothing is asked for: a middle quality."""
+    return codec.rate_control.of_wish(shape)[1]
 
 
 def entropy_path(codec, shape: tuple[int, int, int], exact: bool) -> Callable[[Sequence], list]:
@@ -54,7 +60,7 @@ def entropy_path(codec, shape: tuple[int, int, int], exact: bool) -> Callable[[S
 
     def run(*symbols):
         coder = Replay(symbols, exact)
-        codec.transmit(coder, shape=shape)
+        codec.transmit(coder, shape=shape, **_controls(codec, shape))
         return coder.predictions
 
     return run
@@ -165,21 +171,22 @@ def cost(weights_path, pictures: Sequence) -> str:
         image = read_image(picture)
         height, width = image.shape[:2]
         padded = integer.pad(tf.cast(image[None], tf.float32))
+        shape, controls = padded.shape[:3], _controls(integer, padded.shape[:3])
         row = []
         for codec, coder in ((floating, FloatRate(floating.entropy_models)), (integer, TableRate(integer.bank))):
-            decoded = codec.reconstruct(codec.transmit(coder, padded))[0, :height, :width]
+            decoded = codec.reconstruct(codec.transmit(coder, padded, **controls))[0, :height, :width]
             bits = float(sum(b[0] for b in coder.bits.values()))
             row += [bits / (height * width), psnr(image, to_uint8(decoded))]
         symbols = recorded_symbols(integer, image)
         tables = _float_networks_with_tables(integer.bank)
-        floating.transmit(tables, padded)
+        floating.transmit(tables, padded, **controls)
         row.append(float(sum(b[0] for b in tables.bits.values())) / (height * width))
-        ideal = gaussian_bits(integer, symbols, padded.shape[:3]) + float(coder.bits["z"][0])
+        ideal = gaussian_bits(integer, symbols, shape) + float(coder.bits["z"][0])
         row.append(ideal / (height * width))
         for codec, exact in ((floating, False), (integer, True)):
-            codec.transmit(Replay(symbols, exact), shape=padded.shape[:3])
+            codec.transmit(Replay(symbols, exact), shape=shape, **controls)
             begin = time.perf_counter()
-            codec.transmit(Replay(symbols, exact), shape=padded.shape[:3])
+            codec.transmit(Replay(symbols, exact), shape=shape, **controls)
             row.append(time.perf_counter() - begin)
         figures.append(row)
     float_bpp, float_db, table_bpp, integer_db, float_table_bpp, ideal_bpp, float_s, integer_s = np.mean(figures, 0)

@@ -5,6 +5,8 @@ import pytest
 import tensorflow as tf
 
 from eval import exactness
+from models.elic import ELIC, Config
+from models.latents import Recorder
 from transforms.exact import Fixed
 
 
@@ -53,6 +55,23 @@ def test_a_difference_under_jax_is_seen(path, integer_results, jax_python, tmp_p
     expected[1][0, 0] += 1
     np.savez(tmp_path / "expected.npz", *expected)
     assert "and 1 rows differ" in exactness.under_jax(jax_python, tmp_path)
+
+
+def test_weights_of_several_rates_run_at_their_middle_quality(crop):
+    codec = ELIC(Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16), (0.003, 0.01, 0.03))
+    codec.build_variables(training=True)
+    codec.prepare(crop(64, 64)[None])
+
+    def symbols_of(step: int) -> np.ndarray:
+        coder = Recorder()
+        codec.transmit(coder, tf.cast(crop(64, 64)[None], tf.float32), quality=tf.constant([step]))
+        return np.concatenate(coder.symbols, 1)
+
+    symbols = exactness.recorded_symbols(codec, crop(64, 64))
+    np.testing.assert_array_equal(np.concatenate(symbols, 1), symbols_of(32))
+    assert np.any(symbols_of(32) != symbols_of(64))
+    predictions = exactness.entropy_path(codec, (1, 64, 64), exact=True)(*symbols)
+    assert [p.shape for p in predictions[::2]] == [s.shape for s in symbols[1:]]
 
 
 def test_differences_are_counted():
