@@ -207,16 +207,21 @@ class Codec(tf.keras.Model):
         images = tf.cast(images, tf.float32)
         batch = tf.shape(images)[0]
         levels = len(self.lambdas)
-        # Training draws a level per picture; validation goes through them in turn, the same at each time.
         if training and levels > 1:
             level = tf.random.uniform([batch], 0, levels, tf.int32)
         else:
-            level = tf.range(batch) % levels
+            level = self._validation_levels(batch)
         controls = {"quality": level * STEPS} if self.variable_rate else {}
         reconstruction, bits = self(images, training=training, **controls)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
         figures["loss"] = figures["bpp"] + tf.gather(tf.constant(self.lambdas, tf.float32), level) * figures["mse"]
         return {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
+
+    def _validation_levels(self, batch: tf.Tensor) -> tf.Tensor:
+        """For validation a level per picture, int32 [batch], the same at each time: all in turn, or some for all."""
+        levels, place = len(self.lambdas), tf.range(batch)
+        spread = (2 * place + 1) * levels // (2 * batch)  # the middles of equal parts
+        return tf.where(batch >= levels, place % levels, spread)
 
     @staticmethod
     def rate_and_distortion(images, reconstruction, bits: dict, training: bool) -> dict[str, tf.Tensor]:

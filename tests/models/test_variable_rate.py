@@ -66,6 +66,14 @@ def test_gradients_reach_every_level(variable):
         assert np.any(tf.convert_to_tensor(gradient).numpy() != 0)
 
 
+@pytest.mark.parametrize(("batch", "expected"), [(1, [1]), (2, [0, 2]), (3, [0, 1, 2]), (5, [0, 1, 2, 0, 1])])
+def test_validation_sees_low_and_high_rates_in_batches_of_any_size(batch, expected):
+    codec = ELIC(TINY, LAMBDAS)
+    assert codec._validation_levels(tf.constant(batch)).numpy().tolist() == expected
+    six = ELIC(TINY, (0.001, 0.002, 0.003, 0.004, 0.005, 0.006))
+    assert six._validation_levels(tf.constant(2)).numpy().tolist() == [1, 4]
+
+
 def test_target_size_is_met_as_closely_as_qualities_allow(variable):
     codec, _, picture = variable
     whole = [len(codec.compress(picture, quality=q)) for q in (1, 3)]
