@@ -91,7 +91,7 @@ def run(model: str, measure: Callable, program: str, about: str, argv: Sequence[
     """
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about.split("\n")[0])
     parser.add_argument("pictures", nargs="+", help="pictures, or globs")
-    parser.add_argument("--weights", help=f"weights file; by default the first that ship for {model}")
+    parser.add_argument("--weights", help=f"weights file; by default those that ship for {model}")
     args = parser.parse_args(argv)
     try:
         codec = load(args.weights or weights.default(model))

@@ -6,19 +6,16 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
 from eval.metrics import bpp as bits_per_pixel
 from models.errors import UserError
-from models.files import atomic_write
-
-PathLike = Union[str, "os.PathLike[str]"]
+from models.files import PathLike, atomic_write
 
 ANCHORS = Path(__file__).resolve().parent.parent / "res" / "eval" / "anchors.json"
 KEYS = ("bpp", "psnr", "ms_ssim")
