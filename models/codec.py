@@ -20,9 +20,10 @@ from models.coding import container, rans, tables
 from models.errors import UserError, one_line
 from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
 from models.rate_control import QualityLevels, RateControl
+from models.refine import Refiner
 from transforms import exact, tiling
 from transforms.chain import Chain
-from transforms.gain import MAX_LEVELS, STEPS, GainUnit
+from transforms.gain import MAX_LEVELS, STEPS, GainUnit, interpolate
 
 CALIBRATION_BATCH = 32
 
@@ -60,10 +61,11 @@ class Codec(tf.keras.Model):
       reach: how far `analyse` and `reconstruct` reach, for tiles; None if each pixel depends on all of the picture.
       prior_channels(): channels of the factorised prior.
 
-    and, where it differs from the usual: `losses` (with `metric_names`), `make_entropy_models` and `table_rows` (what
-    latents are coded with), `make_rate_control` (what can be asked for besides the picture), `settings` and
-    `from_settings` (what its weights file says of the training), labels (`batch`, `check_classes`), what it tells of
-    latents besides a picture (`latent_outputs`, `stream_commands`), and its flags on the command line.
+    and, where it differs from the usual: `losses` (with `metric_names`) and `rate_distortion`, `make_entropy_models`
+    and `table_rows` (what latents are coded with), `make_rate_control` (what can be asked for besides the picture),
+    `symbol_scale` (with `refinable`), `settings` and `from_settings` (what its weights file says of the training),
+    labels (`batch`, `check_classes`), what it tells of latents besides a picture (`latent_outputs`,
+    `stream_commands`), and its flags on the command line.
     """
 
     stride: tuple[int, int] = (64, 64)
@@ -71,6 +73,9 @@ class Codec(tf.keras.Model):
     #: The parts that only decoding needs, by name.
     decoder_parts: tuple[str, ...] = ("synthesis",)
     reach: tiling.Reach | None = None
+    #: Whether `compress` can refine latents: `analyse` gives one tensor of latents, and `losses` are of
+    #: `rate_distortion` alone.
+    refinable = False
     #: Side of the tiles in which pictures are worked through, in pixels; None: as `transforms.tiling` sees fit.
     tile: int | None = None
     #: The model's own subcommands of the command line that read files, by name.
@@ -88,6 +93,7 @@ class Codec(tf.keras.Model):
         self.weights_id = bytes(4)
         self.path: str | None = None  # of the weights file, if loaded from one
         self._entropy_models: EntropyModels | None = None
+        self._refiner: Refiner | None = None
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
 
     # ---- what a model gives -------------------------------------------------------------------------------------
@@ -191,6 +197,8 @@ class Codec(tf.keras.Model):
         shape = tf.shape(images)
         controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
         reconstruction = self.reconstruct(self.transmit(coder, self.pad(images), **controls))
+        if not training:
+            reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
         return reconstruction[:, : shape[1], : shape[2]], coder.bits
 
     @staticmethod
@@ -214,8 +222,19 @@ class Codec(tf.keras.Model):
         controls = {"quality": level * STEPS} if self.variable_rate else {}
         reconstruction, bits = self(images, training=training, **controls)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
-        figures["loss"] = figures["bpp"] + tf.gather(tf.constant(self.lambdas, tf.float32), level) * figures["mse"]
+        figures["loss"] = self.rate_distortion(images, reconstruction, figures["bpp"], **controls)
         return {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
+
+    def rate_distortion(self, images, reconstruction, bpp: tf.Tensor, quality: tf.Tensor | None = None) -> tf.Tensor:
+        """bpp + λ · MSE of pictures [B, H, W, 3] in 0..255 and their bpp [B]: [B]; the controls are `transmit`'s."""
+        mse = tf.reduce_mean(tf.math.squared_difference(reconstruction, images), [1, 2, 3])
+        if quality is None:
+            return bpp + self.lambdas[0] * mse
+        return bpp + interpolate(tf.constant(np.log(self.lambdas)[:, None], tf.float32), quality)[:, 0] * mse
+
+    def symbol_scale(self, **controls) -> tf.Tensor:
+        """What `analyse` gives in units of the quantiser's step: factors that broadcast to it. For refinement."""
+        return tf.ones([])
 
     def _validation_levels(self, batch: tf.Tensor) -> tf.Tensor:
         """For validation a level per picture, int32 [batch], the same at each time: all in turn, or some for all."""
@@ -304,6 +323,7 @@ class Codec(tf.keras.Model):
     def _set_bank(self, bank: tables.CdfBank) -> None:
         self.bank = bank
         self._coder = None
+        self._refiner = None
         self._traced = {}
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -369,28 +389,61 @@ class Codec(tf.keras.Model):
         """Pads those controls that are maps over the pictures, [B, H, W, C], as `pad` does the pictures."""
         return {name: self.pad(value) if len(value.shape) == 4 else value for name, value in controls.items()}
 
-    def compress(self, image: np.ndarray, **controls) -> bytes:
-        """A picture, uint8 [H, W, 3], as the bytes of a file; see `RateControl.of_wish` for the controls."""
-        return self.compress_batch(np.asarray(image)[None], **controls)[0]
+    def compress(self, image: np.ndarray, refine: int = 0, **controls) -> bytes:
+        """A picture, uint8 [H, W, 3], as the bytes of a file.
 
-    def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:
-        """Pictures of one size, uint8 [B, H, W, 3], as files; each the same as if it were compressed alone."""
+        Args:
+          image: the picture.
+          refine: so many steps of gradient descent on its latents, for a smaller or better file in much more time; see
+            `models/refine.py`. Imports TFC, and reads the weights file again.
+          controls: see `RateControl.of_wish`.
+
+        Raises:
+          UserError: the model has no such control, or it is out of range; or `refine` where the model cannot, or the
+            picture is too large for it.
+        """
+        return self.compress_batch(np.asarray(image)[None], refine=refine, **controls)[0]
+
+    def compress_batch(self, images: np.ndarray, refine: int = 0, **controls) -> list[bytes]:
+        """Pictures of one size, uint8 [B, H, W, 3], as files; see `compress`.
+
+        Without `refine` each is the same as if it were compressed alone.
+        """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
             raise UserError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         batch, height, width, _ = images.shape
         packed, tensors = self.rate_control.of_wish((batch, height, width), **controls)
         header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
-        encode = self._traced["encode"] if self._traced else self._encode
-        payloads, marks = encode(tf.constant(images), tf.constant(container.header_bytes(header)), tensors)
+        encode = self._traced["encode"] if self._traced and not refine else self._encode
+        steps = (refine,) if refine else ()
+        payloads, marks = encode(tf.constant(images), tf.constant(container.header_bytes(header)), tensors, *steps)
         return [container.pack(header, p, int(m)) for p, m in zip(payloads.numpy(), marks.numpy())]
 
-    def _encode(self, images: tf.Tensor, header: tf.Tensor, controls: dict) -> tuple[tf.Tensor, tf.Tensor]:
+    def _encode(
+        self, images: tf.Tensor, header: tf.Tensor, controls: dict, refine: int = 0
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Pictures uint8 [B, H, W, 3] -> payloads, string [B], and fingerprints, uint32 [B]."""
         stream = rans.RansEncoder(self.coder)
         images, controls = self.pad(images), self.pad_controls(controls)
-        self.code(LatentCoder(stream), self.analyse_in_tiles(images, controls), tf.shape(images)[:3], **controls)
+        analysed = self.analyse_in_tiles(images, controls)
+        if refine:
+            analysed = self._refine(images, analysed, refine, controls)
+        self.code(LatentCoder(stream), analysed, tf.shape(images)[:3], **controls)
         return stream.finish(), stream.fingerprint(header)
+
+    def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:
+        if not self.refinable:
+            raise UserError(f"{self.entry.name} cannot refine latents")
+        if steps < 0:
+            raise UserError(f"the steps of refining must not be negative, and are {steps}")
+        if self._refiner is None:
+            self._refiner = Refiner(self, self.in_training_form(), traced=bool(self._traced))
+        return self._refiner(images, analysed, steps, controls)
+
+    def in_training_form(self) -> Codec:
+        """This codec with the variables of training, from its file; one that was trained just now is that itself."""
+        return self if self.path is None else load_for_training(self.path)
 
     def _decode(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
         """Payloads, string [B], of pictures of one size (height, width) -> float32 [B, H, W, 3], fingerprints [B]."""

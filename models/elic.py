@@ -90,6 +90,7 @@ class ELIC(Codec):
     # Latents at 1/16; an even number of columns for the checkerboard. The hyper-latent's factor 4 is padded inside.
     stride = (16, 32)
     reach = Reach(unit=16, analysis=144, synthesis=144, latents=(16,), decoded=(16,))
+    refinable = True
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: float | Sequence[float] = 0.01):
         super().__init__(config, lmbda)
@@ -231,6 +232,9 @@ class ELIC(Codec):
         spatial = self.spatial_contexts[k].run(self.latent_inputs[k].run(anchors_hat, coder.exact))
         non_anchors_hat = code("y", non_anchors, self.parameters[k].run(concat([*features[1], spatial])))
         return checkerboard.merge(anchors_hat, non_anchors_hat)
+
+    def symbol_scale(self, quality=None):
+        return tf.ones([]) if quality is None else self.latent_gain.gains(quality)[:, None, None]
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
         return self.denormalise(self.synthesis(latents))

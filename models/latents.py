@@ -3,13 +3,14 @@
 `transmit` hands each latent and its predicted distribution to a *latent coder* and gets back the decoded latent:
 
     TrainingRate   differentiable: bits under additive noise, latents rounded straight through   (needs TFC)
+    SeededRate     the same with noise that is the same each time: refinement of latents         (needs TFC)
     FloatRate      rounded latents, bits of the float entropy model: validation during training  (needs TFC)
     TableRate      rounded latents, bits of the tables that files are written with
     LatentCoder    writes rounded latents to a stream, or reads them from one
     Recorder       keeps the symbols
     Replay         gives symbols of an earlier run, keeps what the networks predict for them
 
-All but the first two run the entropy networks in integers (`exact` is True).
+All but the first three run the entropy networks in integers (`exact` is True).
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def _symbols(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(x), -(2.0**30), 2.0**30), tf.int32)
 
 
+def _scale_of_row(row: tf.Tensor) -> tf.Tensor:
+    return tf.exp(LOG_SCALE_MIN + LOG_SCALE_STEP * row)
+
+
 def nearest_logit_rows(logits: tf.Tensor) -> tf.Tensor:
     """The Bernoulli row nearest to each logit: float32 integers, 0 .. NUM_LOGITS - 1."""
     return tf.clip_by_value(tf.round(LOGIT_GAIN * logits + LOGIT_BIAS), 0.0, tables.NUM_LOGITS - 1.0)
@@ -76,7 +81,7 @@ class EntropyModels(tf.Module):
         self.latent = tfc.LocationScaleIndexedEntropyModel(
             tfc.NoisyNormal,
             num_scales=tables.NUM_SCALES,
-            scale_fn=lambda row: tf.exp(LOG_SCALE_MIN + LOG_SCALE_STEP * row),
+            scale_fn=_scale_of_row,
             coding_rank=1,
             compression=False,
             bottleneck_dtype=tf.float32,
@@ -86,6 +91,13 @@ class EntropyModels(tf.Module):
         """Probabilities of the integers -limit .. limit: float64 [2 limit + 1, channels]; and the offset -limit."""
         grid = tf.range(-limit, limit + 1, dtype=tf.float32)[:, None]
         return self.prior.prob(grid).numpy().astype(np.float64), -limit
+
+    def noisy_normal(self, rows: tf.Tensor, mean: tf.Tensor):
+        """The density of a Gaussian latent under additive uniform noise, by its row (any real number) and mean."""
+        import tensorflow_compression as tfc
+
+        rows = tf.clip_by_value(rows, 0.0, tables.NUM_SCALES - 1.0)
+        return tfc.NoisyNormal(loc=mean, scale=_scale_of_row(rows))
 
 
 class _FloatCoder:
@@ -106,10 +118,14 @@ class _FloatCoder:
         One evaluation for all passes: ELIC has ten, and a density is hundreds of small operations and their gradients.
         """
         result = dict(self._counted)
-        for name, passes in self._gaussian.items():
-            latent, rows, mean = (tf.concat(parts, 1) for parts in zip(*passes))
+        for name, (latent, rows, mean) in self._joined():
             _, result[name] = self._models.latent(latent, rows, loc=mean, training=self.training)
         return result
+
+    def _joined(self):
+        """Of each Gaussian latent its name, and all its values, rows and means, each [B, N]."""
+        for name, passes in self._gaussian.items():
+            yield name, [tf.concat(parts, 1) for parts in zip(*passes)]
 
     def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
         _, bits = self._models.hyper(latent, training=self.training)
@@ -135,6 +151,35 @@ class TrainingRate(_FloatCoder):
     """
 
     training = True
+
+
+class SeededRate(_FloatCoder):
+    """As `TrainingRate`, with noise that a number decides: what is derived from it does not depend on chance.
+
+    seed: int32 [], such as the number of a step.
+    """
+
+    training = True
+
+    def __init__(self, models: EntropyModels, seed: tf.Tensor):
+        super().__init__(models)
+        self._seed = seed
+
+    def _noisy(self, latent: tf.Tensor, number: int) -> tf.Tensor:
+        return latent + tf.random.stateless_uniform(tf.shape(latent), [self._seed, number], -0.5, 0.5)
+
+    @property
+    def bits(self) -> dict[str, tf.Tensor]:
+        result = dict(self._counted)
+        for name, (latent, rows, mean) in self._joined():
+            density = self._models.noisy_normal(rows, mean)
+            result[name] = _bits(density.log_prob(self._noisy(latent, len(result))))
+        return result
+
+    def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
+        noisy = self._noisy(latent, len(self._counted))
+        self._counted[name] = _bits(self._models.prior.log_prob(noisy))
+        return round_through(latent)
 
 
 class FloatRate(_FloatCoder):
@@ -181,6 +226,11 @@ class _ExactCoder:
         symbols = None if bits is None else _flat(_symbols(bits * kept))
         symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=False)
         return tf.cast(tf.reshape(symbols, tf.shape(rows)), tf.float32)
+
+
+def _bits(log_probabilities: tf.Tensor) -> tf.Tensor:
+    """Bits [B] of natural logarithms of probabilities [B, ...]."""
+    return -tf.reduce_sum(_flat(log_probabilities), 1) / np.log(2)
 
 
 def _flat(x: tf.Tensor) -> tf.Tensor:

@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from models import quality_map as user_maps
-from models.codec import Codec, load_for_training, numbers
+from models.codec import Codec, numbers
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN
@@ -113,6 +113,7 @@ class SFT(Codec):
     stride = (16, 16)
     # The synthesis takes z_hat, at 1/64, too: it is what reaches farthest.
     reach = Reach(unit=64, analysis=128, synthesis=256, latents=(16,), decoded=(16, 64))
+    refinable = True
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: tuple[float, float] = (0.001, 0.08)):
         super().__init__(config, lmbda)
@@ -205,13 +206,20 @@ class SFT(Codec):
             quality_map = tf.broadcast_to(tf.cast(level, tf.float32)[:, None, None, None], [*shape, 1])
         reconstruction, bits = self(images, training=training, quality_map=quality_map)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
-        weighted = self.lambda_map(quality_map) * tf.math.squared_difference(reconstruction, images)
-        figures["loss"] = figures["bpp"] + tf.reduce_mean(weighted, [1, 2, 3])
+        figures["loss"] = self.rate_distortion(images, reconstruction, figures["bpp"], quality_map)
         figures = {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
         # Four inverse GDNs in a row can blow up in the first hundred steps: such a batch teaches nothing.
         loss = figures["loss"]
         figures["loss"] = tf.where(loss < SKIPPED_LOSS, loss, tf.stop_gradient(loss))
         return figures
+
+    def rate_distortion(self, images, reconstruction, bpp, quality_map):
+        weighted = self.lambda_map(quality_map) * tf.math.squared_difference(reconstruction, images)
+        return bpp + tf.reduce_mean(weighted, [1, 2, 3])
+
+    def symbol_scale(self, quality_map):
+        coarse_map = tf.nn.avg_pool2d(quality_map, 16, 16, "VALID")
+        return LATENT_SCALE * tf.exp(self.config.quality_gain * (coarse_map - 0.5))
 
     # ---- the command line -------------------------------------------------------------------------------------------
 
@@ -296,7 +304,7 @@ class SFT(Codec):
         from models import task_map
 
         if self._task is None:  # kept for the next picture
-            self._task = load_for_training(self.path), task_map.load_classifier(args.task_model)
+            self._task = self.in_training_form(), task_map.load_classifier(args.task_model)
         return task_map.find_maps(*self._task, image[None], args.task_weight)
 
 

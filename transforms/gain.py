@@ -17,6 +17,17 @@ STEPS = 32
 MAX_LEVELS = 8
 
 
+def interpolate(logarithms: tf.Tensor, quality: tf.Tensor) -> tf.Tensor:
+    """Values [..., channels] of qualities, int32 [...], from the natural logarithms of those of the levels.
+
+    logarithms: float32 [levels, channels]. quality: in steps from the first level.
+    """
+    level = tf.minimum(quality // STEPS, logarithms.shape[0] - 2)
+    share = (tf.cast(quality, tf.float32) / STEPS - tf.cast(level, tf.float32))[..., None]
+    low, high = tf.gather(logarithms, level), tf.gather(logarithms, level + 1)
+    return tf.exp((1 - share) * low + share * high)
+
+
 class GainUnit(tf.keras.layers.Layer):
     """Multiplies [B, H, W, channels] by the gains of a quality.
 
@@ -37,10 +48,7 @@ class GainUnit(tf.keras.layers.Layer):
 
     def gains(self, quality: tf.Tensor) -> tf.Tensor:
         """Gains [..., channels] of qualities, int32 [...] in 1/32 levels."""
-        level = tf.minimum(quality // STEPS, len(self.initial) - 2)
-        share = (tf.cast(quality, tf.float32) / STEPS - tf.cast(level, tf.float32))[..., None]
-        low, high = tf.gather(self.log_gain, level), tf.gather(self.log_gain, level + 1)
-        return tf.exp((1 - share) * low + share * high)
+        return interpolate(self.log_gain, quality)
 
     def call(self, x, quality):
         """quality: int32 [B], in 1/32 levels."""

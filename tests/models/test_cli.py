@@ -384,6 +384,19 @@ def test_help_says_what_groups_and_partial_are_for(run):
 # --- evaluate ----------------------------------------------------------------------------------------------------
 
 
+def test_refined_files(run, tiny, crop):
+    save("a.png", crop(40, 50))
+    assert run("compress", "a.png", "--refine", "2", *W) == 0
+    assert Path("a.png.tfci").read_bytes() == tiny.compress(crop(40, 50), refine=2)
+    assert run("evaluate", "a.png", "--refine", "2", "--json", "figures.json", *W) == 0
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["refine"] == 2
+    assert figures["pictures"][0]["num_bytes"] == len(Path("a.png.tfci").read_bytes())
+    for command in ("compress", "evaluate"):
+        assert run(command, "a.png", "-f", "--refine", "-2", *W) == 1
+        assert run.err == "error: --refine -2: must not be negative\n"
+
+
 def test_evaluate_prints_a_table_and_writes_json(run, tiny, crop):
     save("a.png", crop(180, 200))
     save("b.png", crop(20, 30))

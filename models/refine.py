@@ -1,0 +1,89 @@
+"""Refinement: the latents of one picture, fitted to it by gradient descent before they are written.
+
+The analysis is trained to serve all pictures in one pass, and what it gives is not the best that the decoder could be
+sent for this one. Some steps down the gradient of the picture's own rate-distortion loss, with respect to its latents,
+close a part of that gap (Campos et al., "Content Adaptive Optimization for Neural Image Compression", CVPR Workshops
+2019; Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020). Only who compresses pays:
+files have the same format and decode in the same time.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from models.errors import UserError
+from models.latents import SeededRate, TableRate
+
+#: Adam's, for latents in units of the quantiser's step and a loss in bits. Epsilon is as large as that so that a latent
+#: whose gradient is small, such as most of the zeros, moves little: Adam's usual one would move all of them alike.
+RATE, EPSILON = 0.05, 1.0
+#: A step keeps all activations of the synthesis: some 2 GB a megapixel for ELIC `small`.
+MAX_PIXELS = 4_000_000
+
+
+class Refiner:
+    """Refines latents for a codec.
+
+    Args:
+      codec: that is to write them.
+      trained: the same with the variables of training, as of `Codec.in_training_form`: gradients are of its float form.
+      traced: make a graph for each size of pictures, for programs that handle many.
+    """
+
+    def __init__(self, codec, trained, traced: bool = False):
+        self._codec, self._trained = codec, trained
+        self._step = tf.function(self._gradient, autograph=False) if traced else self._gradient
+
+    def __call__(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Better latents.
+
+        Args:
+          images: padded pictures, [B, H, W, 3] in 0..255.
+          analysed: what `Codec.analyse` makes of them.
+          steps: of Adam, with a learning rate that falls to 0 along a half cosine.
+          controls: of `Codec.transmit`, padded.
+
+        Returns:
+          As `analysed`; of each picture the better of what was found and what was given, by the loss of the file.
+
+        Raises:
+          UserError: the pictures are too large.
+        """
+        batch, height, width, _ = images.shape
+        if batch * height * width > MAX_PIXELS:
+            raise UserError(
+                f"refining takes pictures of {MAX_PIXELS / 1e6:g} megapixels at most, and this has "
+                f"{batch * height * width / 1e6:.1f}"
+            )
+        images = tf.cast(images, tf.float32)
+        scale = self._codec.symbol_scale(**controls)
+        symbols = tf.Variable(analysed * scale)
+        optimizer = tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(RATE, steps), epsilon=EPSILON)
+        for number in range(steps):
+            gradient = self._step(images, symbols, scale, tf.constant(number), controls)
+            optimizer.apply_gradients([(gradient, symbols)])
+        before, after = (
+            self._loss(self._codec, TableRate(self._codec.bank), images, x, controls)
+            for x in (analysed, symbols / scale)
+        )
+        return tf.where((after < before)[:, None, None, None], symbols / scale, analysed)
+
+    def _gradient(self, images, symbols, scale, number, controls) -> tf.Tensor:
+        """The gradient with respect to the symbols."""
+        symbols = tf.convert_to_tensor(symbols)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(symbols)
+            coder = SeededRate(self._trained.entropy_models, number)
+            loss = self._loss(self._trained, coder, images, symbols / scale, controls)
+        return tape.gradient(loss, symbols)
+
+    @staticmethod
+    def _loss(codec, coder, images, analysed, controls) -> tf.Tensor:
+        """The loss of pictures in bits, [B]."""
+        shape = tf.shape(images)
+        reconstruction = codec.reconstruct(codec.code(coder, analysed, shape[:3], **controls))
+        pixels = tf.cast(shape[1] * shape[2], tf.float32)
+        bpp = tf.add_n(list(coder.bits.values())) / pixels
+        if coder.exact:
+            reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
+        return pixels * codec.rate_distortion(images, reconstruction, bpp, **controls)
