@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from models import weights
-from models.codec import variables_by_path
 from models.errors import UserError, one_line
+from models.variables import variables_by_path
 from transforms.chain import Chain
 from transforms.resample import Subsample
 

@@ -176,7 +176,7 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         _evaluate,
         "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
     )
-    from models.codec import numbers
+    from models.lambdas import numbers
 
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'.")
     parser.add_argument(

@@ -18,12 +18,14 @@ import tensorflow as tf
 from models import registry, weights
 from models.coding import container, rans, tables
 from models.errors import UserError, one_line
+from models.lambdas import at_quality, check_lambdas, numbers
 from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
 from models.rate_control import QualityLevels, RateControl
 from models.refine import Refiner
+from models.variables import through_float16, variables_by_path, without_initialisers
 from transforms import exact, tiling
 from transforms.chain import Chain
-from transforms.gain import MAX_LEVELS, STEPS, GainUnit, interpolate
+from transforms.gain import STEPS, GainUnit
 
 CALIBRATION_BATCH = 32
 
@@ -230,7 +232,7 @@ class Codec(tf.keras.Model):
         mse = tf.reduce_mean(tf.math.squared_difference(reconstruction, images), [1, 2, 3])
         if quality is None:
             return bpp + self.lambdas[0] * mse
-        return bpp + interpolate(tf.constant(np.log(self.lambdas)[:, None], tf.float32), quality)[:, 0] * mse
+        return bpp + at_quality(self.lambdas, quality) * mse
 
     def symbol_scale(self, **controls) -> tf.Tensor:
         """What `analyse` gives in units of the quantiser's step: factors that broadcast to it. For refinement."""
@@ -309,7 +311,7 @@ class Codec(tf.keras.Model):
         """
         for variable in self.named_variables().values():
             if variable.trainable:
-                variable.assign(_through_float16(variable.numpy()))
+                variable.assign(through_float16(variable.numpy()))
         self._set_bank(tables.CdfBank.from_pmfs(self.table_rows()))
         controls = self.rate_control.for_calibration(np.shape(images)[:3])
         order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
@@ -653,7 +655,7 @@ def load(path, synthesis: bool = True) -> Codec:
     Raises:
       UserError: no such file, not ours, damaged.
     """
-    with _without_initialisers():
+    with without_initialisers():
         codec, values, weights_id = _from_file(path, synthesis=synthesis)
     codec.assign(values, source=str(path))
     codec.weights_id, codec.path = weights_id, str(path)
@@ -694,58 +696,6 @@ def _from_file(path, **variables) -> tuple[Codec, dict[str, np.ndarray], bytes]:
         raise UserError(f"{path}: damaged weights file: {one_line(error)}") from error
 
 
-def variables_by_path(root) -> dict[str, tf.Variable]:
-    """All variables below an object that TensorFlow tracks, by path; without its optimizers and metrics."""
-    found, seen = {}, set()
-
-    def visit(item, path):
-        if isinstance(item, tf.Variable):
-            if id(item) not in seen:
-                found["/".join(path).lstrip("_")] = item
-            seen.add(id(item))
-            return
-        for name, child in tf.train.TrackableView.children(item).items():
-            if not path and isinstance(child, (tf.keras.optimizers.Optimizer, tf.keras.metrics.Metric)):
-                continue
-            visit(child, [*path, name])
-
-    visit(root, [])
-    return found
-
-
-def _without_initialisers():
-    """Variables made within start at zero: drawing random numbers that are overwritten took a third of loading."""
-
-    def zeros(next_creator, **kwargs):
-        shape, dtype = kwargs.get("shape"), kwargs.get("dtype")
-        if callable(kwargs.get("initial_value")) and shape is not None:
-            kwargs["initial_value"] = lambda: tf.zeros(shape, dtype)
-        return next_creator(**kwargs)
-
-    return tf.variable_creator_scope(zeros)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between, for argparse."""
-    return tuple(float(part) for part in text.split(","))
-
-
-numbers.__name__ = "number"  # what argparse calls it in its messages
-
-
-def check_lambdas(lmbda: float | Sequence[float]) -> tuple[float, ...]:
-    """One or several λ as a tuple. UserError unless they are positive, rising and at most `MAX_LEVELS`."""
-    lambdas = tuple(float(value) for value in np.atleast_1d(lmbda))
-    text = ", ".join(f"{value:g}" for value in lambdas)
-    if not lambdas or not all(0 < value < np.inf for value in lambdas):
-        raise UserError(f"λ must be positive, not {text or 'missing'}")
-    if any(a >= b for a, b in zip(lambdas, lambdas[1:])):
-        raise UserError(f"several λ must be different and in rising order, not {text}")
-    if len(lambdas) > MAX_LEVELS:
-        raise UserError(f"at most {MAX_LEVELS} λ fit into one set of weights, not {len(lambdas)}")
-    return lambdas
-
-
 @contextlib.contextmanager
 def _stream_errors():
     """What the coder's operations complain of becomes a StreamError."""
@@ -763,8 +713,3 @@ def _check_symbols(mark: tf.Tensor, fingerprint: int) -> None:
 def to_uint8(image: tf.Tensor) -> np.ndarray:
     """Rounds and clips 0..255 to uint8."""
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8).numpy()
-
-
-def _through_float16(value: np.ndarray) -> np.ndarray:
-    limit = np.finfo(np.float16).max
-    return np.clip(value, -limit, limit).astype(np.float16).astype(np.float32)

@@ -31,9 +31,10 @@ import numpy as np
 import tensorflow as tf
 
 from models import quality_map as user_maps
-from models.codec import Codec, numbers
+from models.codec import Codec
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError
+from models.lambdas import numbers
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
 from transforms import quality_maps

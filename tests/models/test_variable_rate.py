@@ -5,11 +5,12 @@ import pytest
 import tensorflow as tf
 
 from models import serving
-from models.codec import check_lambdas, load, load_for_training, to_uint8
+from models.codec import load, load_for_training, to_uint8
 from models.coding import container
 from models.elic import ELIC, Config
 from models.errors import UserError
 from models.images import encode_image
+from models.lambdas import check_lambdas
 
 TINY = Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16)
 LAMBDAS = (0.001, 0.01, 0.1)
