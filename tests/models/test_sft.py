@@ -175,7 +175,7 @@ def test_loss_weighs_every_pixel_by_its_quality(sft, monkeypatch, crop):
     monkeypatch.setattr("transforms.quality_maps.training_maps", lambda shape, masks: map_)
     monkeypatch.setattr(sft, "_rate_coder", lambda training: fixed_coder(sft))
     losses = sft.losses(images, training=True)
-    reconstruction, bits = sft(images, quality_map=map_)
+    reconstruction, bits = sft(images, training=True, quality_map=map_)
     lambdas = 0.002 * (0.1 / 0.002) ** map_.numpy()
     expected = float(sum(bits.values())) / (32 * 48) + np.mean(lambdas * np.square(reconstruction - images))
     assert float(losses["loss"]) == pytest.approx(expected, rel=1e-4)
