@@ -397,7 +397,8 @@ class Codec(tf.keras.Model):
         Args:
           image: the picture.
           refine: so many steps of gradient descent on its latents, for a smaller or better file in much more time; see
-            `models/refine.py`. Imports TFC, and reads the weights file again.
+            `models/refine.py`. Imports TFC, and reads the weights file again. Two runs may differ in some symbols, as
+            threads add gradients up in any order.
           controls: see `RateControl.of_wish`.
 
         Raises:

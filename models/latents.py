@@ -154,7 +154,7 @@ class TrainingRate(_FloatCoder):
 
 
 class SeededRate(_FloatCoder):
-    """As `TrainingRate`, with noise that a number decides: what is derived from it does not depend on chance.
+    """As `TrainingRate`, with noise that a number decides, the same in each run.
 
     seed: int32 [], such as the number of a step.
     """
