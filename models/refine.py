@@ -77,11 +77,12 @@ class Refiner:
             loss = self._loss(self._trained, coder, images, symbols / scale, controls)
         return tape.gradient(loss, symbols)
 
-    @staticmethod
-    def _loss(codec, coder, images, analysed, controls) -> tf.Tensor:
+    def _loss(self, codec, coder, images, analysed, controls) -> tf.Tensor:
         """The loss of pictures in bits, [B]."""
         shape = tf.shape(images)
-        reconstruction = codec.reconstruct(codec.code(coder, analysed, shape[:3], **controls))
+        latents = codec.code(coder, analysed, shape[:3], **controls)
+        # A codec that only compresses has been loaded without its synthesis.
+        reconstruction = self._trained.reconstruct(latents)
         pixels = tf.cast(shape[1] * shape[2], tf.float32)
         bpp = tf.add_n(list(coder.bits.values())) / pixels
         if coder.exact:
