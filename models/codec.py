@@ -418,9 +418,11 @@ class Codec(tf.keras.Model):
         batch, height, width, _ = images.shape
         packed, tensors = self.rate_control.of_wish((batch, height, width), **controls)
         header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
-        encode = self._traced["encode"] if self._traced and not refine else self._encode
-        steps = (refine,) if refine else ()
-        payloads, marks = encode(tf.constant(images), tf.constant(container.header_bytes(header)), tensors, *steps)
+        inputs = tf.constant(images), tf.constant(container.header_bytes(header)), tensors
+        if self._traced and not refine:
+            payloads, marks = self._traced["encode"](*inputs)
+        else:
+            payloads, marks = self._encode(*inputs, refine)
         return [container.pack(header, p, int(m)) for p, m in zip(payloads.numpy(), marks.numpy())]
 
     def _encode(
@@ -496,6 +498,7 @@ class Codec(tf.keras.Model):
         ))  # fmt: skip
         encode = [images, string, self.rate_control.encode_specs]
         decode = [tf.TensorSpec([None], tf.string), string, number, self.rate_control.decode_specs]
+        self._refiner = None  # one that was made before has no graphs
         self._traced = {
             "encode": tf.function(self._encode, input_signature=encode, autograph=False),
             "decode": tf.function(self._decode, input_signature=decode, autograph=False),

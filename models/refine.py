@@ -60,17 +60,16 @@ class Refiner:
         symbols = tf.Variable(analysed * scale)
         optimizer = tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(RATE, steps), epsilon=EPSILON)
         for number in range(steps):
-            gradient = self._step(images, symbols, scale, tf.constant(number), controls)
+            gradient = self._step(images, symbols.value(), scale, tf.constant(number), controls)
             optimizer.apply_gradients([(gradient, symbols)])
+        found = symbols / scale
         before, after = (
-            self._loss(self._codec, TableRate(self._codec.bank), images, x, controls)
-            for x in (analysed, symbols / scale)
+            self._loss(self._codec, TableRate(self._codec.bank), images, x, controls) for x in (analysed, found)
         )
-        return tf.where((after < before)[:, None, None, None], symbols / scale, analysed)
+        return tf.where((after < before)[:, None, None, None], found, analysed)
 
     def _gradient(self, images, symbols, scale, number, controls) -> tf.Tensor:
         """The gradient with respect to the symbols."""
-        symbols = tf.convert_to_tensor(symbols)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(symbols)
             coder = SeededRate(self._trained.entropy_models, number)
