@@ -21,7 +21,7 @@ from models.errors import UserError, one_line
 from models.lambdas import at_quality, check_lambdas, numbers
 from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
 from models.rate_control import QualityLevels, RateControl
-from models.refine import Refiner
+from models.refine import Refiner, check_refinable
 from models.variables import through_float16, variables_by_path, without_initialisers
 from transforms import exact, tiling
 from transforms.chain import Chain
@@ -218,7 +218,7 @@ class Codec(tf.keras.Model):
         batch = tf.shape(images)[0]
         levels = len(self.lambdas)
         if training and levels > 1:
-            level = tf.random.uniform([batch], 0, levels, tf.int32)
+            level = self._training_levels(batch)
         else:
             level = self._validation_levels(batch)
         controls = {"quality": level * STEPS} if self.variable_rate else {}
@@ -237,6 +237,15 @@ class Codec(tf.keras.Model):
     def symbol_scale(self, **controls) -> tf.Tensor:
         """What `analyse` gives in units of the quantiser's step: factors that broadcast to it. For refinement."""
         return tf.ones([])
+
+    def _training_levels(self, batch: tf.Tensor) -> tf.Tensor:
+        """A level per picture at random, int32 [batch], each as likely as the others; those of a batch are spread.
+
+        Gradients at a high λ are several times those at a low one: a batch of few pictures is a steadier sample so.
+        """
+        levels = len(self.lambdas)
+        place = tf.cast(tf.range(batch), tf.float32) / tf.cast(batch, tf.float32)
+        return tf.cast(tf.floor((tf.random.uniform([]) + place) % 1.0 * levels), tf.int32)
 
     def _validation_levels(self, batch: tf.Tensor) -> tf.Tensor:
         """For validation a level per picture, int32 [batch], the same at each time: all in turn, or some for all."""
@@ -416,6 +425,8 @@ class Codec(tf.keras.Model):
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
             raise UserError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         batch, height, width, _ = images.shape
+        if refine:
+            check_refinable(self, refine, batch * height * width)
         packed, tensors = self.rate_control.of_wish((batch, height, width), **controls)
         header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
         inputs = tf.constant(images), tf.constant(container.header_bytes(header)), tensors
@@ -438,10 +449,6 @@ class Codec(tf.keras.Model):
         return stream.finish(), stream.fingerprint(header)
 
     def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:
-        if not self.refinable:
-            raise UserError(f"{self.entry.name} cannot refine latents")
-        if steps < 0:
-            raise UserError(f"the steps of refining must not be negative, and are {steps}")
         if self._refiner is None:
             self._refiner = Refiner(self, self.in_training_form(), traced=bool(self._traced))
         return self._refiner(images, analysed, steps, controls)

@@ -21,6 +21,18 @@ RATE, EPSILON = 0.05, 1.0
 MAX_PIXELS = 4_000_000
 
 
+def check_refinable(codec, steps: int, pixels: int) -> None:
+    """UserError if a codec cannot refine, there cannot be so many steps, or not for so many pixels at a time."""
+    if not codec.refinable:
+        raise UserError(f"{codec.entry.name} cannot refine latents")
+    if steps < 0:
+        raise UserError(f"the steps of refining must not be negative, and are {steps}")
+    if pixels > MAX_PIXELS:
+        raise UserError(
+            f"refining takes pictures of {MAX_PIXELS / 1e6:g} megapixels at most, and this has {pixels / 1e6:.1f}"
+        )
+
+
 class Refiner:
     """Refines latents for a codec.
 
@@ -45,16 +57,7 @@ class Refiner:
 
         Returns:
           As `analysed`; of each picture the better of what was found and what was given, by the loss of the file.
-
-        Raises:
-          UserError: the pictures are too large.
         """
-        batch, height, width, _ = images.shape
-        if batch * height * width > MAX_PIXELS:
-            raise UserError(
-                f"refining takes pictures of {MAX_PIXELS / 1e6:g} megapixels at most, and this has "
-                f"{batch * height * width / 1e6:.1f}"
-            )
         images = tf.cast(images, tf.float32)
         scale = self._codec.symbol_scale(**controls)
         symbols = tf.Variable(analysed * scale)

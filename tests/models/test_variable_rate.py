@@ -67,6 +67,18 @@ def test_gradients_reach_every_level(variable):
         assert np.any(tf.convert_to_tensor(gradient).numpy() != 0)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
+def test_levels_of_training_are_equally_likely_and_spread_over_a_batch(batch):
+    tf.random.set_seed(1)
+    codec = ELIC(TINY, LAMBDAS)
+    draw = tf.function(codec._training_levels)
+    draws = np.array([draw(tf.constant(batch)) for _ in range(600)])
+    assert draws.shape == (600, batch)
+    np.testing.assert_allclose([np.mean(draws[:, 0] == level) for level in range(3)], 1 / 3, atol=0.08)
+    for levels in draws:
+        assert np.ptp(np.bincount(levels, minlength=3)) <= 1
+
+
 @pytest.mark.parametrize(("batch", "expected"), [(1, [1]), (2, [0, 2]), (3, [0, 1, 2]), (5, [0, 1, 2, 0, 1])])
 def test_validation_sees_low_and_high_rates_in_batches_of_any_size(batch, expected):
     codec = ELIC(TINY, LAMBDAS)
