@@ -62,7 +62,7 @@ def stages_timed(codec, watch: Stopwatch):
             setattr(owner, attribute, watch.timed(name, original))
             stack.callback(setattr, owner, attribute, original)
 
-        for stage, layer in (("analysis", "analysis"), ("analysis", "hyper_analysis"), ("synthesis", "synthesis")):
+        for stage, layer in (("analysis", "analyse"), ("analysis", "hyper_analysis"), ("synthesis", "reconstruct")):
             patch(codec, layer, stage)
         for owner in (rans.RansEncoder, rans.RansDecoder):
             for method in ("__init__", "code", "finish", "fingerprint"):
@@ -94,13 +94,13 @@ def typical_latents(codec) -> None:
     from models.latents import ROW_BIAS, ROW_GAIN
 
     sigmas = channel_sigmas(codec.config.latents)
-    analysis = codec.analysis
+    analyse = codec.analyse
 
-    def noisy(images):
-        y = analysis(images)
+    def noisy(images, **controls):
+        y = analyse(images, **controls)
         return y * 0 + tf.random.stateless_normal(tf.shape(y), [1, 2]) * sigmas
 
-    codec.analysis = noisy
+    codec.analyse = noisy
     rows = np.clip(np.rint(ROW_GAIN * np.log(sigmas) + ROW_BIAS), 0, tables.NUM_SCALES - 1)
     for net, group_rows in zip(codec.parameters, np.split(rows, np.cumsum(codec.config.groups)[:-1])):
         last = net.integer_convs[-1]
@@ -260,7 +260,7 @@ def print_round_trip(codec, image: np.ndarray, rounds: list[dict[str, float]]) -
             f"coding {coding:.3f} ({100 * coding / total:.1f} %)"
         )
     y_shape = [1, padded[0] // 16, padded[1] // 16, codec.config.latents]
-    work = multiply_adds(codec.synthesis, y_shape)
+    work = multiply_adds(codec.reconstruct, y_shape)
     seconds = median(rounds, "decompress synthesis")
     print(
         f"synthesis: {work / np.prod(padded) / 1e3:.0f} kMAC/pixel, {2 * work / 1e9:.0f} GFLOP at "

@@ -33,7 +33,7 @@ from models.coding.tables import NUM_SCALES
 from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
-from transforms import checkerboard, linear_start
+from transforms import checkerboard, detail, linear_start
 from transforms import elic as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.gain import GainedInput, GainUnit
@@ -53,6 +53,7 @@ class Config:
     context_widths: hidden channels of the channel-context networks.
     parameter_width: least hidden width of the parameter networks, which otherwise narrow on a straight line from their
       input to their output.
+    detail: channels of the last group, if that is one of detail channels; 0 in the paper. See `transforms.detail`.
     """
 
     widths: tuple[int, int, int] = (192, 192, 192)
@@ -62,15 +63,31 @@ class Config:
     hyper_features: int = 384
     context_widths: tuple[int, int] = (224, 128)
     parameter_width: int = 384
+    detail: int = 0
 
     @property
     def latents(self) -> int:
         """M, the channels of y."""
         return sum(self.groups)
 
+    @property
+    def deep(self) -> int:
+        """Those of them that the paper's transforms make."""
+        return self.latents - self.detail
+
 
 PRESETS = {
     "base": Config(),
+    "medium": Config(
+        widths=(48, 64, 96),
+        groups=(8, 8, 16, 32, 96, 160),
+        hyper_channels=64,
+        hyper_widths=(64, 96),
+        hyper_features=320,
+        context_widths=(64, 48),
+        parameter_width=96,
+        detail=160,
+    ),
     "small": Config(
         widths=(48, 64, 96),
         groups=(8, 8, 16, 32, 96),
@@ -91,6 +108,7 @@ class ELIC(Codec):
     stride = (16, 32)
     reach = Reach(unit=16, analysis=144, synthesis=144, latents=(16,), decoded=(16,))
     refinable = True
+    decoder_parts = ("synthesis", "detail_synthesis", "synthesis_exchange")
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: float | Sequence[float] = 0.01):
         super().__init__(config, lmbda)
@@ -101,8 +119,15 @@ class ELIC(Codec):
             self.latent_inverse_gain = GainUnit(c.latents, -log_gain, name="latent_inverse_gain")
             self.hyper_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_gain")
             self.hyper_inverse_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_inverse_gain")
-        self.analysis = transforms.analysis(c.widths, c.latents)
-        self.synthesis = transforms.synthesis(c.widths, c.latents)
+        self.analysis = transforms.analysis(c.widths, c.deep)
+        self.synthesis = transforms.synthesis(c.widths, c.deep)
+        if c.detail:
+            self.detail_analysis = detail.analysis(c.detail)
+            self.detail_synthesis = detail.synthesis(c.detail)
+            self.analysis_exchange = detail.exchange(c.latents, name="analysis_exchange")
+            self.synthesis_exchange = detail.exchange(c.latents, name="synthesis_exchange")
+            # The exchanges look at the neighbours of a latent.
+            self.reach = dataclasses.replace(self.reach, analysis=160, synthesis=160)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels)
         self.hyper_synthesis = EntropyNet(
             c.hyper_channels,
@@ -153,8 +178,55 @@ class ELIC(Codec):
         """
         self.analysis.build()
         self.synthesis.build()
+        linear_start.begin(self.analysis, self.synthesis, self._first_step())
+        if self.config.detail:
+            self._begin_detail(shown=True)
+
+    def _first_step(self) -> float:
         lmbda = np.exp(np.mean(np.log(self.lambdas)))
-        linear_start.begin(self.analysis, self.synthesis, np.sqrt(18 / (np.log(2) * lmbda)) / 255)
+        return float(np.sqrt(18 / (np.log(2) * lmbda)) / 255)
+
+    def _begin_detail(self, shown: bool) -> None:
+        """Lets the detail channels begin as the components that follow the deep ones'; see `detail.begin`.
+
+        Where there are gains these bring them to steps, and the kernels are orthonormal: smaller ones would be shaken
+        by each step of the training.
+        """
+        self.build_variables(training=True)
+        unit = self._first_step()
+        if self.variable_rate:
+            fine = np.arange(self.config.latents) >= self.config.deep
+            log_gain = np.broadcast_to(-np.log(unit) * fine, self.latent_gain.log_gain.shape)
+            self.latent_gain.log_gain.assign_add(log_gain)
+            self.latent_inverse_gain.log_gain.assign_sub(log_gain)
+            unit = 1.0
+        detail.begin(self.detail_analysis, self.detail_synthesis, self.config.deep, unit, shown)
+        for chain in (self.analysis_exchange, self.synthesis_exchange):
+            linear_start.silence(chain.layers[0])
+        # A random network would predict them far off, and the more bits that costs the more it would disturb the rest.
+        last = self.parameters[-1]
+        last.kernels[-1].assign(tf.zeros_like(last.kernels[-1]))
+        last.biases[-1].assign(np.repeat([0.0, np.log(0.4)], self.config.detail))
+
+    def with_detail(self, channels: int) -> ELIC:
+        """A codec to train that has so many detail channels, too: it does what this one does, and these nothing yet.
+
+        UserError if this one has some, or only one λ.
+        """
+        if self.config.detail:
+            raise UserError(f"these weights have {self.config.detail} detail channels already")
+        if not self.variable_rate:
+            raise UserError("weights of one λ take no detail channels: train them for several first")
+        groups = (*self.config.groups, channels)
+        wide = type(self)(dataclasses.replace(self.config, groups=groups, detail=channels), self.lambdas)
+        wide._begin_detail(shown=False)
+        hyper = wide.hyper_analysis.layers[0].kernel  # which is not to see them at first
+        hyper.assign(tf.zeros_like(hyper))
+        before = self.named_variables()
+        for name, variable in wide.named_variables().items():
+            if name in before:
+                _assign_corner(variable, before[name].numpy())
+        return wide
 
     def for_several(self, lambdas):
         """See `Codec`."""
@@ -178,7 +250,11 @@ class ELIC(Codec):
         return self.config.hyper_channels
 
     def analyse(self, images, **_):
-        return tf.cast(self.analysis(self.normalise(images)), tf.float32)
+        images = self.normalise(images)
+        y = self.analysis(images)
+        if self.config.detail:
+            y = self.analysis_exchange(tf.concat([y, self.detail_analysis(images)], -1))
+        return tf.cast(y, tf.float32)
 
     def code(self, coder, y, shape, quality=None, groups: int | None = None):
         """Walks z and the groups of y in coding order; see `Codec`.
@@ -237,7 +313,14 @@ class ELIC(Codec):
         return tf.ones([]) if quality is None else self.latent_gain.gains(quality)[:, None, None]
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
-        return self.denormalise(self.synthesis(latents))
+        return self.denormalise(self.synthesise(latents))
+
+    def synthesise(self, latents: tf.Tensor) -> tf.Tensor:
+        """Normalised images of latents."""
+        if not self.config.detail:
+            return self.synthesis(latents)
+        deep, fine = tf.split(self.synthesis_exchange(latents), [self.config.deep, self.config.detail], -1)
+        return self.synthesis(deep) + self.detail_synthesis(fine)
 
     @classmethod
     def add_train_flags(cls, parser) -> None:
@@ -250,14 +333,39 @@ class ELIC(Codec):
             help="How the transforms begin: linear, as a block transform that already works, from which they learn "
             "the rest much sooner, or random, as in the paper. Without a meaning if there are --init_weights.",
         )
+        parser.add_argument(
+            "--detail",
+            type=int,
+            metavar="N",
+            help="Add N detail channels, which are not in the paper, to --init_weights that have none: they begin with "
+            "no say, and let high rates reach a better quality.",
+        )
+
+    @classmethod
+    def check_train_flags(cls, args) -> None:
+        """See `Codec`."""
+        super().check_train_flags(args)
+        if args.detail is not None and args.detail < 1:
+            raise UserError(f"--detail {args.detail}: must be above 0")
+        if args.detail is not None and not args.init_weights:
+            raise UserError("--detail: name the weights that get detail channels with --init_weights")
 
     @classmethod
     def for_training(cls, args) -> ELIC:
         """See `Codec`."""
         codec = super().for_training(args)
+        if args.detail:
+            return codec.with_detail(args.detail)
         if args.start == "linear" and not args.init_weights:
             codec.start_linear()
         return codec
+
+
+def _assign_corner(variable: tf.Variable, value: np.ndarray) -> None:
+    """Assigns to the first rows, columns and so on of a variable that may have more of them."""
+    whole = variable.numpy()
+    whole[tuple(map(slice, value.shape))] = value
+    variable.assign(whole)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import tensorflow as tf
 
 from models.errors import UserError
 from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
+from train.optimizer import make_optimizer
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
@@ -213,29 +214,6 @@ def _policy(name: str) -> str:
     return "float32" if name == "off" else f"mixed_{name}"
 
 
-def make_schedule(options: FitOptions) -> tf.keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate by step, over `options.total_steps`."""
-    if options.schedule == "cosine":
-        return tf.keras.optimizers.schedules.CosineDecay(options.learning_rate, options.total_steps)
-    # The last step at the full rate; Keras' boundaries belong to what is before them.
-    last = round(options.total_steps * (1 - options.drop_share)) - 1
-    rates = [options.learning_rate, options.learning_rate / 10]
-    return tf.keras.optimizers.schedules.PiecewiseConstantDecay([last], rates)
-
-
-def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
-    """Adam, clipped and averaged as the settings say; under a time budget `TimeBudget` sets its learning rate.
-
-    `Model.compile` wraps it for loss scaling where the model computes in float16.
-    """
-    return tf.keras.optimizers.Adam(
-        options.learning_rate if options.minutes else make_schedule(options),
-        global_clipnorm=options.clipnorm or None,
-        use_ema=options.ema > 0,
-        ema_momentum=options.ema or 0.99,
-    )
-
-
 def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
     """Makes all variables now: what a checkpoint restores, and what an average needs, must exist.
 
@@ -342,7 +320,7 @@ class Run:
 
     def _metadata(self, codec: tf.keras.Model) -> dict[str, str]:
         """How the weights came about, for the header of the weights file: numbers, but no paths."""
-        names = ("batchsize", "patchsize", "learning_rate", "schedule", "drop_share", "clipnorm", "ema")
+        names = ("batchsize", "patchsize", "learning_rate", "schedule", "drop_share", "warmup_steps", "clipnorm", "ema")
         kept = {name: str(getattr(self.options, name)) for name in (*names, "mixed_precision", "seed")}
         return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}
 
@@ -508,6 +486,8 @@ class TimeBudget(tf.keras.callbacks.Callback):
             rate *= (1 + np.cos(np.pi * progress)) / 2
         elif progress >= 1 - self._options.drop_share:
             rate /= 10
+        if self._options.warmup_steps:
+            rate *= min(1.0, (int(self.model.optimizer.iterations) + 1) / self._options.warmup_steps)
         self.model.optimizer.learning_rate = rate
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:

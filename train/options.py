@@ -45,6 +45,7 @@ class FitOptions:
       schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
         along a half cosine).
       drop_share: the last part of the training that `drop` runs at a tenth of the rate, 0..1.
+      warmup_steps: so many steps at the beginning rise to that rate; 0 begins with it.
       clipnorm: the gradients' global norm is clipped to this; 0 does not clip.
       ema: momentum of an exponential moving average of the weights, which is then what is validated and
         saved; 0 does not average. 0.999 averages over about the last thousand steps.
@@ -71,6 +72,7 @@ class FitOptions:
     learning_rate: float = 1e-4
     schedule: str = "drop"
     drop_share: float = 0.1
+    warmup_steps: int = 0
     clipnorm: float = 1.0
     ema: float = 0.0
     mixed_precision: str = "off"
@@ -95,7 +97,7 @@ class FitOptions:
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
         if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"--minutes {self.minutes}: must be above 0")
-        for name in ("cache_gb", "clipnorm"):
+        for name in ("cache_gb", "warmup_steps", "clipnorm"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
         if not 0 <= self.drop_share <= 1:
@@ -168,6 +170,7 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         choices=SCHEDULES,
     )
     add("drop_share", "Part of the training that --schedule drop runs at a tenth of the rate.", type=float)
+    add("warmup_steps", "Let the learning rate rise over so many steps at the beginning.", type=int)
     add("clipnorm", "Clip the global norm of the gradients to this; 0 does not clip.", type=float)
     add("ema", "Momentum of a moving average of the weights, such as 0.999; 0 does not average.", type=float)
     add(

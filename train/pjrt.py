@@ -38,7 +38,8 @@ from models.codec import Codec
 from models.errors import UserError
 from train import pjrt_run
 from train.data import open_data, training_dataset
-from train.fit import CALIBRATION, FINAL, make_optimizer, precision
+from train.fit import CALIBRATION, FINAL, precision
+from train.optimizer import make_optimizer
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
@@ -476,6 +477,8 @@ def _run(directory: str, pictures: str, options: FitOptions, args, resume: bool)
     else:
         command += ["--decay", "drop", "--decay_from", str(1 - options.drop_share)]
         command += ["--end_rate", str(options.learning_rate / 10)]
+    if options.warmup_steps:
+        command += ["--warmup", str(options.warmup_steps)]
     if options.seed is not None:
         command += ["--seed", str(options.seed)]
     if resume:

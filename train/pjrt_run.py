@@ -468,7 +468,7 @@ class Schedule:
 
     Args:
       args: steps (in all, those before a resume included), minutes (of this process), rate, end_rate,
-        decay_from, decay.
+        decay_from, decay, warmup.
       begin: `time.monotonic()` at the start of the process.
     """
 
@@ -486,8 +486,14 @@ class Schedule:
             done = max(done, (time.monotonic() - self._begin) / (budget - min(reserve, 0.2 * budget)))
         return done
 
-    def rate(self, progress: float) -> float:
-        """Constant up to `decay_from`, then along half a cosine to the end rate, or at it at once."""
+    def rate(self, progress: float, step: int) -> float:
+        """Of a step: risen over the warm-up, constant up to `decay_from`, then along half a cosine, or at once, down.
+
+        step: those done before it.
+        """
+        return self._decayed(progress) * min(1.0, (step + 1) / max(1, self._args.warmup))
+
+    def _decayed(self, progress: float) -> float:
         args = self._args
         if progress < args.decay_from or args.decay_from >= 1:
             return args.rate
@@ -582,7 +588,7 @@ class Run:
             progress = self._schedule.progress(self.done, self._reserve())
             if progress >= 1:
                 break
-            rate = self._schedule.rate(progress)
+            rate = self._schedule.rate(progress, self.done)
             metrics = self._training.step(feeder.next(), rate)
             self.done += 1
             self._flight.append((self.done, metrics, rate))
@@ -675,6 +681,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="cosine",
         help="Decay along a half cosine, or all at once.",
     )
+    parser.add_argument("--warmup", type=int, default=0, help="Steps over which the rate rises at the beginning.")
     parser.add_argument("--seed", type=int, help="Makes the batches repeatable; by default each run has its own.")
     parser.add_argument("--checkpoint_minutes", type=float, default=3.0, help="Save the state so often.")
     parser.add_argument("--progress_seconds", type=float, default=20.0, help="A line of progress so often.")
@@ -688,8 +695,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} {value}: must be above 0")
     if not 0 <= args.decay_from <= 1:
         parser.error(f"--decay_from {args.decay_from}: must be between 0 and 1")
-    if args.seed is not None and args.seed < 0:
-        parser.error(f"--seed {args.seed}: must not be negative")
+    for name in ("warmup", "seed"):
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            parser.error(f"--{name} {value}: must not be negative")
     return args
 
 

@@ -45,15 +45,15 @@ def principal_components(widths: Sequence[int]) -> list[np.ndarray]:
         for y, x in np.ndindex(2, 2):
             four[y, x, :, y * side : (y + 1) * side, x * side : (x + 1) * side] = transform
         flat = four.reshape(4 * count, -1)
-        _, vectors = np.linalg.eigh(flat @ _covariance(2 * side) @ flat.T)
+        _, vectors = np.linalg.eigh(flat @ covariance(2 * side) @ flat.T)
         chosen = vectors[:, ::-1][:, : min(width, 4 * count)]
         stages.append(chosen.reshape(2, 2, count, -1).astype(np.float32))
         transform = (chosen.T @ flat).reshape(-1, 2 * side, 2 * side, 3)
     return stages
 
 
-def _covariance(side: int) -> np.ndarray:
-    """Of the values of a square block [side, side, 3]: float64 [3 side², 3 side²]."""
+def covariance(side: int) -> np.ndarray:
+    """Of the values of a square block [side, side, 3] of photographs, roughly: float64 [3 side², 3 side²]."""
     y, x = np.mgrid[:side, :side].reshape(2, -1)
     distance = np.hypot(y[:, None] - y, x[:, None] - x)
     colours = np.full([3, 3], COLOUR_CORRELATION) + (1 - COLOUR_CORRELATION) * np.eye(3)
@@ -75,15 +75,16 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
     for chain in (analysis, synthesis):
         for layer in chain.layers:
             if isinstance(layer, ResidualBottleneck):
-                _silence(layer)
+                silence(layer)
             elif isinstance(layer, Attention):
                 for unit in layer.trunk:
-                    _silence(unit)
+                    silence(unit)
                 layer.gate.kernel.assign(tf.zeros_like(layer.gate.kernel))
                 layer.gate.bias.assign(tf.fill(layer.gate.bias.shape, CLOSED))
 
 
-def _silence(block: ResidualBottleneck) -> None:
+def silence(block: ResidualBottleneck) -> None:
+    """Lets a block, built but not trained, add nothing."""
     block.expand.kernel.assign(tf.zeros_like(block.expand.kernel))
 
 

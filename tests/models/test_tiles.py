@@ -20,6 +20,7 @@ ELC = elc.Config(16, (8, 8), 8, (8, 8), 8, (8,) * 5, 16, 4, 1, 8)
 #: Codecs by name: what makes one.
 CODECS = {
     "elic": lambda: elic.ELIC(ELIC),
+    "elic detail": lambda: elic.ELIC(dataclasses.replace(ELIC, groups=(4, 4, 8), detail=8)),
     "sft": lambda: sft.SFT(SFT),
     "cwic": lambda: cwic.CWIC(CWIC, stage=2, ratio=0.5),
     "sae": lambda: sae_spn.SAESPN(SAE, variant="sae"),
@@ -74,6 +75,8 @@ def synthesis(codec):
             return codec.synthesis(latents[0], [])[0]
         if isinstance(codec, elc.ELC) and codec.enhances:
             return codec.enhancement(codec.synthesis_stages(latents[0]))
+        if isinstance(codec, elic.ELIC):
+            return codec.synthesise(latents[0])
         return codec.synthesis(latents[0])
 
     return run

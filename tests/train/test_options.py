@@ -20,7 +20,7 @@ def parse(*arguments: str) -> FitOptions:
 
 def test_flags_are_the_fields():
     assert parse("--train_glob=*.png", "--lambda=1") == FitOptions("/tmp/train_x", "*.png")
-    given = FitOptions("p", None, "clic", "v", 3, 4, 5, 6.0, 7, 8, 1.5, 9, 0.1, "cosine", 0.2, 0.3, 0.4, "float16")
+    given = FitOptions("p", None, "clic", "v", 3, 4, 5, 6.0, 7, 8, 1.5, 9, 0.1, "cosine", 0.2, 25, 0.3, 0.4, "float16")
     given = dataclasses.replace(given, strategy="mirrored", resume=True, seed=1)
     flags = []
     for name, value in dataclasses.asdict(given).items():
@@ -53,6 +53,7 @@ def test_mixed_precision_needs_no_value():
         dict(crops_per_image=0),
         dict(cache_gb=-1.0),
         dict(clipnorm=-1.0),
+        dict(warmup_steps=-1),
         dict(drop_share=1.1),
         dict(ema=1.0),
         dict(minutes=0.0),

@@ -303,15 +303,22 @@ def test_crops_are_of_their_step_and_flipped_half_the_time():
     [("cosine", (0, 0.5, 0.75, 1), (1, 1, 0.55, 0.1)), ("drop", (0, 0.49, 0.5, 1), (1, 1, 0.1, 0.1))],
 )
 def test_rate_decays_within_the_steps_or_the_time(decay, shares, rates, monkeypatch):
-    settings = {"rate": 1.0, "end_rate": 0.1, "decay_from": 0.5, "decay": decay}
+    settings = {"rate": 1.0, "end_rate": 0.1, "decay_from": 0.5, "decay": decay, "warmup": 0}
     by_steps = pjrt_run.Schedule(argparse.Namespace(steps=100, minutes=None, **settings), 0.0)
     by_clock = pjrt_run.Schedule(argparse.Namespace(steps=None, minutes=10.0, **settings), 1000.0)
     for share, rate in zip(shares, rates):
-        assert by_steps.rate(by_steps.progress(round(100 * share))) == pytest.approx(rate)
+        assert by_steps.rate(by_steps.progress(round(100 * share)), round(100 * share)) == pytest.approx(rate)
         # Saving takes the last minute: all is over, and the rate decayed, when it begins.
         monkeypatch.setattr(time, "monotonic", lambda share=share: 1000 + 540 * share)
         assert by_clock.progress(0, reserve=60) == pytest.approx(share)
-        assert by_clock.rate(by_clock.progress(0, reserve=60)) == pytest.approx(rate)
+        assert by_clock.rate(by_clock.progress(0, reserve=60), 0) == pytest.approx(rate)
+
+
+def test_rate_rises_over_the_warm_up():
+    settings = {"rate": 1.0, "end_rate": 0.0, "decay_from": 0.0, "decay": "cosine", "minutes": None, "steps": 100}
+    plain, warm = (pjrt_run.Schedule(argparse.Namespace(warmup=n, **settings), 0.0) for n in (0, 8))
+    rises = [warm.rate(n / 100, n) / plain.rate(n / 100, n) for n in (0, 1, 7, 8, 60)]
+    assert rises == pytest.approx([0.125, 0.25, 1, 1, 1])
 
 
 def test_broken_pictures_are_skipped_and_counted(toy, tmp_path, run):

@@ -97,7 +97,7 @@ def test_all_that_is_silent_at_first_can_learn(photographs):
 def test_command_line_flag():
     def made(**flags):
         return get("elic").codec.for_training(
-            SimpleNamespace(init_weights=None, preset="small", lmbda=(0.01,), **flags)
+            SimpleNamespace(init_weights=None, detail=None, preset="small", lmbda=(0.01,), **flags)
         )
 
     picture = tf.zeros([1, 32, 32, 3]) + 200.0
