@@ -14,6 +14,8 @@ Adaptive Coding", CVPR 2022, https://arxiv.org/abs/2203.10886
 
 Ten passes for the whole picture, each parallel over its positions and channels. The first groups are small and hold
 most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
+
+Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/detail.py`), a linear start.
 """
 
 from __future__ import annotations
@@ -78,6 +80,15 @@ class Config:
 
 PRESETS = {
     "base": Config(),
+    "small": Config(
+        widths=(48, 64, 96),
+        groups=(8, 8, 16, 32, 96),
+        hyper_channels=64,
+        hyper_widths=(64, 96),
+        hyper_features=320,
+        context_widths=(64, 48),
+        parameter_width=96,
+    ),
     "medium": Config(
         widths=(48, 64, 96),
         groups=(8, 8, 16, 32, 96, 160),
@@ -88,16 +99,8 @@ PRESETS = {
         parameter_width=96,
         detail=160,
     ),
-    "small": Config(
-        widths=(48, 64, 96),
-        groups=(8, 8, 16, 32, 96),
-        hyper_channels=64,
-        hyper_widths=(64, 96),
-        hyper_features=320,
-        context_widths=(64, 48),
-        parameter_width=96,
-    ),
 }
+"""`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
 
 
 @register("elic", model_id=1, config=Config, presets=PRESETS, progressive=True)

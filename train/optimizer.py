@@ -12,8 +12,8 @@ schedules = tf.keras.optimizers.schedules
 class FusedAdam(tf.keras.optimizers.Adam):
     """Keras' Adam, of which a variable's update is one kernel instead of twelve.
 
-    On a CPU the twelve, each of which reads and writes as much memory as the variable has, are a sixth of a step of
-    ELIC. The numbers are the same but for their rounding.
+    The numbers are the same but for their rounding, and each of the twelve reads and writes as much memory as the
+    variable has: on a CPU all of an update of 12.6 million (clipped, averaged) takes 0.052 s instead of 0.072 s.
     """
 
     def update_step(self, gradient, variable):

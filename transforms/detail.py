@@ -1,8 +1,9 @@
 """Detail channels: latents that are a linear transform of 16x16 blocks, beside those of a deep analysis.
 
 A narrow latent bounds the quality of a codec: what its channels cannot hold no rate can buy. To widen a deep transform
-costs most of a training, and time in each pass. A block transform costs next to nothing, can be added to what is
-trained already, and at high rates most of what is left to say is fine detail, which is as good as linear.
+costs most of a training, and time in each pass. A block transform costs next to nothing (its latents have to be coded
+all the same), can be added to what is trained already, and at high rates much of what is left to say is fine detail, of
+which a linear transform tells a good part.
 
     images ─┬─► analysis ────────┬─► y ─► exchange ─►  entropy coding  ─► exchange ─┬─► synthesis ─────────┬─► images
             └─► detail analysis ─┘                                                  └─► detail synthesis ──┘

@@ -62,7 +62,9 @@ def test_the_golden_picture_shows_something(name):
     assert sum(path.stat().st_size for path in HERE.glob(f"{name}*")) < 200_000
 
 
-@pytest.mark.parametrize("name, file", [("elic_small", "small-lambda0.0035"), ("elic_variable", "small")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("elic_small", "small-lambda0.0035"), ("elic_variable", "small"), ("elic_medium", "medium")]
+)
 def test_a_stream_of_the_weights_that_ship_decodes_to_known_pixels(name, file):
     """Rows 60 to 190, columns 120 to 301 of the sample, written when these weights were trained; quality 3 of several.
 
@@ -84,10 +86,11 @@ def test_the_weights_that_ship_beat_jpeg_at_their_rate():
     assert psnr(photograph, codec.decompress(data)) > psnr(photograph, classical.decode(jpeg)) + 1
 
 
-def test_the_weights_of_variable_rate_beat_webp_up_to_half_a_bit():
-    """On the sample, by real files; the 24 Kodak pictures are in res/eval/elic_small_kodak.json."""
+@pytest.mark.parametrize("preset", ["small", "medium"])
+def test_the_weights_of_variable_rate_beat_webp_up_to_half_a_bit(preset):
+    """On the sample, by real files; the 24 Kodak pictures are in res/eval/elic_PRESET_kodak.json."""
     photograph = read_image(SHIPPED.parent / "eval" / "kodim23_512x384.png")
-    codec = load(SHIPPED / "elic" / "small.safetensors")
+    codec = load(SHIPPED / "elic" / f"{preset}.safetensors")
     sizes = []
     for quality in (1, 2.5, 4):
         data = codec.compress(photograph, quality=quality)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models import serving, tflite
 from models.codec import load, to_uint8
 from models.elic import ELIC, Config
 from models.errors import UserError
@@ -89,6 +90,22 @@ def test_the_last_group_is_the_detail(wide, batch):
     data = wide.compress(batch[5], quality=3)
     errors = [np.mean((wide.decompress(data, groups=n) - batch[5].astype(float)) ** 2) for n in (3, 4)]
     assert errors[1] < errors[0]
+
+
+def test_exported_it_says_the_same(wide, batch, tmp_path):
+    expected = wide.compress_batch(batch[:2], quality=2.5)
+    served = tf.saved_model.load(str(serving.export(wide, tmp_path / "served"))).signatures
+    streams = served["compress"](image=tf.constant(batch[:2]), quality=tf.constant([2.5, 2.5]))["bitstream_bytes"]
+    assert streams.numpy().tolist() == expected
+    folder = tflite.export(wide, tmp_path / "lite", 64, 64, version=1)
+    lite = tf.lite.Interpreter(str(folder / "decompress.tflite"))
+    lite.allocate_tensors()
+    for picture, shown in zip(served["decompress"](bitstream_bytes=streams)["image"].numpy(), expected):
+        lite.set_tensor(lite.get_input_details()[0]["index"], np.array([shown]))
+        lite.invoke()
+        light = lite.get_tensor(lite.get_output_details()[0]["index"])[0]
+        decoded = wide.decompress(shown).astype(int)
+        assert np.abs(picture - decoded).max() <= 1 and np.abs(light - decoded).max() <= 1
 
 
 def test_what_compresses_loads_nothing_of_the_synthesis(wide):

@@ -252,7 +252,10 @@ def test_a_profile_of_a_palette_picture_is_converted(tmp_path):
     np.testing.assert_allclose(images.read_image(path).astype(int), expected, atol=2)
 
 
-@pytest.mark.parametrize("profile", [b"not a profile", matrix_profile()[:200], b"\0" * 128])
+# Named, since a profile tells the second in which it was made, and processes that test in parallel must agree on names.
+@pytest.mark.parametrize(
+    "profile", [b"not a profile", matrix_profile()[:200], b"\0" * 128], ids=["text", "cut off", "zeros"]
+)
 def test_a_broken_profile_is_ignored(tmp_path, profile):
     path = saved(tmp_path / "b.png", Image.fromarray(RAMP), icc_profile=profile)
     np.testing.assert_array_equal(images.read_image(path), RAMP)
