@@ -22,7 +22,7 @@ from models.lambdas import at_quality, check_lambdas, numbers
 from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
 from models.rate_control import QualityLevels, RateControl
 from models.refine import Refiner, check_refinable
-from models.variables import through_float16, variables_by_path, without_initialisers
+from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
 from transforms import exact, tiling
 from transforms.chain import Chain
 from transforms.gain import STEPS, GainUnit
@@ -588,13 +588,17 @@ class Codec(tf.keras.Model):
         """
         return {}
 
-    def begin_with(self, before: Codec) -> Codec:
-        """Makes the training variables and gives those that `before` has, too, its values; the others are new."""
+    def begin_with(self, before: Codec, widen: bool = False) -> Codec:
+        """Makes the training variables and gives those that `before` has, too, its values; the others are new.
+
+        widen: variables may have more channels than those of `before`, whose values go to the first.
+        """
         self.build_variables(training=True)
         trained = before.named_variables()
         for name, variable in self.named_variables().items():
             if name in trained:
-                variable.assign(trained[name])
+                value = trained[name]
+                variable.assign(in_corner(value, variable) if widen else value)
         return self
 
     def for_several(self, lambdas: Sequence[float]) -> Codec:

@@ -77,29 +77,21 @@ class Config:
         """Those of them that the paper's transforms make."""
         return self.latents - self.detail
 
+    def with_detail(self, channels: int) -> Config:
+        """The same with one more group, of so many detail channels."""
+        return dataclasses.replace(self, groups=(*self.groups, channels), detail=channels)
 
-PRESETS = {
-    "base": Config(),
-    "small": Config(
-        widths=(48, 64, 96),
-        groups=(8, 8, 16, 32, 96),
-        hyper_channels=64,
-        hyper_widths=(64, 96),
-        hyper_features=320,
-        context_widths=(64, 48),
-        parameter_width=96,
-    ),
-    "medium": Config(
-        widths=(48, 64, 96),
-        groups=(8, 8, 16, 32, 96, 160),
-        hyper_channels=64,
-        hyper_widths=(64, 96),
-        hyper_features=320,
-        context_widths=(64, 48),
-        parameter_width=96,
-        detail=160,
-    ),
-}
+
+_SMALL = Config(
+    widths=(48, 64, 96),
+    groups=(8, 8, 16, 32, 96),
+    hyper_channels=64,
+    hyper_widths=(64, 96),
+    hyper_features=320,
+    context_widths=(64, 48),
+    parameter_width=96,
+)
+PRESETS = {"base": Config(), "small": _SMALL, "medium": _SMALL.with_detail(160)}
 """`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
 
 
@@ -183,6 +175,7 @@ class ELIC(Codec):
         self.synthesis.build()
         linear_start.begin(self.analysis, self.synthesis, self._first_step())
         if self.config.detail:
+            self.build_variables(training=True)
             self._begin_detail(shown=True)
 
     def _first_step(self) -> float:
@@ -190,12 +183,11 @@ class ELIC(Codec):
         return float(np.sqrt(18 / (np.log(2) * lmbda)) / 255)
 
     def _begin_detail(self, shown: bool) -> None:
-        """Lets the detail channels begin as the components that follow the deep ones'; see `detail.begin`.
+        """Lets detail channels that are built begin as the components that follow the deep ones'; see `detail.begin`.
 
         Where there are gains these bring them to steps, and the kernels are orthonormal: smaller ones would be shaken
         by each step of the training.
         """
-        self.build_variables(training=True)
         unit = self._first_step()
         if self.variable_rate:
             fine = np.arange(self.config.latents) >= self.config.deep
@@ -220,15 +212,10 @@ class ELIC(Codec):
             raise UserError(f"these weights have {self.config.detail} detail channels already")
         if not self.variable_rate:
             raise UserError("weights of one λ take no detail channels: train them for several first")
-        groups = (*self.config.groups, channels)
-        wide = type(self)(dataclasses.replace(self.config, groups=groups, detail=channels), self.lambdas)
+        wide = type(self)(self.config.with_detail(channels), self.lambdas).begin_with(self, widen=True)
+        unseen = wide.hyper_analysis.layers[0].kernel[:, :, self.config.latents :]  # by the hyper-latent, at first
+        unseen.assign(tf.zeros_like(unseen))
         wide._begin_detail(shown=False)
-        hyper = wide.hyper_analysis.layers[0].kernel  # which is not to see them at first
-        hyper.assign(tf.zeros_like(hyper))
-        before = self.named_variables()
-        for name, variable in wide.named_variables().items():
-            if name in before:
-                _assign_corner(variable, before[name].numpy())
         return wide
 
     def for_several(self, lambdas):
@@ -362,13 +349,6 @@ class ELIC(Codec):
         if args.start == "linear" and not args.init_weights:
             codec.start_linear()
         return codec
-
-
-def _assign_corner(variable: tf.Variable, value: np.ndarray) -> None:
-    """Assigns to the first rows, columns and so on of a variable that may have more of them."""
-    whole = variable.numpy()
-    whole[tuple(map(slice, value.shape))] = value
-    variable.assign(whole)
 
 
 if __name__ == "__main__":

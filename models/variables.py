@@ -41,3 +41,10 @@ def through_float16(value: np.ndarray) -> np.ndarray:
     """float32 as a weights file stores it: rounded to float16, and clipped to its range."""
     limit = np.finfo(np.float16).max
     return np.clip(value, -limit, limit).astype(np.float16).astype(np.float32)
+
+
+def in_corner(value: tf.Variable, around: tf.Variable) -> np.ndarray:
+    """`around`, in no dimension smaller than `value`, with `value` in its first rows, columns and so on."""
+    whole = around.numpy()
+    whole[tuple(map(slice, value.shape))] = value.numpy()
+    return whole

@@ -15,15 +15,11 @@ TINY = Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16)
 LAMBDAS = (0.001, 0.01, 0.1)
 
 
-def train(codec, batch, steps: int) -> list[float]:
-    """The losses."""
+def train(codec, batch, steps: int) -> None:
     codec.compile(optimizer=tf.keras.optimizers.Adam(2e-3, global_clipnorm=1.0))
     step = tf.function(codec.train_step)
-    losses = []
     for _ in range(steps):
-        codec.reset_metrics()
-        losses.append(float(step(tf.constant(batch))["loss"]))
-    return losses
+        step(tf.constant(batch))
 
 
 @pytest.fixture(scope="module")
