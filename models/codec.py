@@ -19,7 +19,7 @@ from models import registry, weights
 from models.coding import container, rans, tables
 from models.errors import UserError, one_line
 from models.lambdas import at_quality, check_lambdas, numbers
-from models.latents import EntropyModels, FloatRate, LatentCoder, TableRate, TrainingRate
+from models.latents import EntropyModels, FloatRate, LatentCoder, SymbolCount, TableRate, TrainingRate
 from models.rate_control import QualityLevels, RateControl
 from models.refine import Refiner, check_refinable
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
@@ -324,11 +324,19 @@ class Codec(tf.keras.Model):
         self._set_bank(tables.CdfBank.from_pmfs(self.table_rows()))
         controls = self.rate_control.for_calibration(np.shape(images)[:3])
         order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
-        with exact.calibrating(self.submodules):
+
+        def show_all(coder):
             for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
                 pictures = self.pad(tf.cast(np.asarray(images)[batch], tf.float32))
                 chosen = self.pad_controls({name: tf.constant(value[batch]) for name, value in controls.items()})
-                self.transmit(TableRate(self.bank), pictures, **chosen)
+                self.transmit(coder, pictures, **chosen)
+
+        with exact.calibrating(self.submodules):
+            show_all(TableRate(self.bank))
+        # Rounded latents are not quite the Gaussians of their noisy selves.
+        counter = SymbolCount(self.bank)
+        show_all(counter)
+        self._set_bank(self.bank.fitted(counter.counts))
         self.weights_id = weights.fingerprint(self.tensors())
 
     def _set_bank(self, bank: tables.CdfBank) -> None:

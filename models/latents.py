@@ -6,6 +6,7 @@
     SeededRate     the same with noise that is the same each time: refinement of latents         (needs TFC)
     FloatRate      rounded latents, bits of the float entropy model: validation during training  (needs TFC)
     TableRate      rounded latents, bits of the tables that files are written with
+    SymbolCount    counts symbols, for tables that fit them
     LatentCoder    writes rounded latents to a stream, or reads them from one
     Recorder       keeps the symbols
     Replay         gives symbols of an earlier run, keeps what the networks predict for them
@@ -250,14 +251,34 @@ class TableRate(_ExactCoder):
         self.bits: dict[str, tf.Tensor] = {}
 
     def _code(self, name, symbols, rows, folded):
+        entry, inside = self._entries(symbols, rows, folded)
+        bits = tf.where(inside, tf.gather(self._bits, entry), float(tables.EXCEPTION_BITS))
+        if folded:
+            bits += tf.cast(inside & (symbols != 0), tf.float32)
+        self.bits[name] = self.bits.get(name, 0.0) + tf.reduce_sum(bits, 1)
+        return symbols
+
+    def _entries(self, symbols, rows, folded):
+        """The entry of the tables that each symbol is, int32 [B, N], and whether it is in its table at all."""
         value = tf.abs(symbols) if folded else symbols - tf.gather(self._offsets, rows)
         length = tf.gather(self._lengths, rows)
-        inside = (value >= 0) & (value < length)
-        index = tf.gather(self._starts, rows) + tf.clip_by_value(value, 0, length - 1)
-        bits = tf.where(inside, tf.gather(self._bits, index), float(tables.EXCEPTION_BITS))
-        if folded:
-            bits += tf.cast(inside & (value > 0), tf.float32)
-        self.bits[name] = self.bits.get(name, 0.0) + tf.reduce_sum(bits, 1)
+        entry = tf.gather(self._starts, rows) + tf.clip_by_value(value, 0, length - 1)
+        return entry, (value >= 0) & (value < length)
+
+
+class SymbolCount(TableRate):
+    """Counts the symbols of all passes by entry of the tables of `bank`, for `CdfBank.fitted`.
+
+    counts: int64, in the order of the tables' frequencies; symbols that a table does not hold are not in it.
+    """
+
+    def __init__(self, bank: tables.CdfBank):
+        super().__init__(bank)
+        self.counts = np.zeros(len(bank.frequencies), np.int64)
+
+    def _code(self, name, symbols, rows, folded):
+        entry, inside = self._entries(symbols, rows, folded)
+        self.counts += np.bincount(entry[inside].numpy(), minlength=len(self.counts))
         return symbols
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +42,9 @@ SKIP_SCALE = 0.125
 TRIM_PROBABILITY = 2.0**-20
 
 SCALES_MIN, SCALES_MAX, NUM_SCALES = 0.11, 256.0, 64
+
+PRIOR_SYMBOLS = 200
+"""How many symbols seen in a row outweigh what was assumed of it, when tables are fitted."""
 
 LOGIT_STEP = 1 / 8
 """Of the rows for bits: a bit costs at most 0.0007 more with logits this coarse, and a third of it on average."""
@@ -133,6 +136,20 @@ class CdfBank:
             raise ValueError("CDF bank: only banks of one precision can be stacked")
         stacked = {name: np.concatenate([getattr(bank, name) for bank in banks]) for name in _DTYPES}
         return cls(**stacked, precision=banks[0].precision)
+
+    def fitted(self, counts: np.ndarray) -> CdfBank:
+        """Tables for symbols as they were seen, where many were seen; rows that are not coded stay as they are.
+
+        Args:
+          counts: number of symbols seen, in the order of `frequencies`.
+        """
+        rows = zip(np.split(self.frequencies, self.starts[1:]), np.split(counts, self.starts[1:]), self.coded)
+        total = 1 << self.precision
+        frequencies = [
+            quantise_pmf(seen + PRIOR_SYMBOLS / total * assumed, self.precision) if coded else assumed
+            for assumed, seen, coded in rows
+        ]
+        return replace(self, frequencies=np.concatenate(frequencies))
 
     def __add__(self, other: CdfBank) -> CdfBank:
         return CdfBank.concatenate([self, other])

@@ -16,8 +16,10 @@ from models import weights
 from models.codec import load, load_for_training, to_uint8
 from models.coding import container
 from models.coding.container import StreamError
+from models.coding.tables import CdfBank
 from models.elic import ELIC, PRESETS
 from models.errors import UserError
+from models.latents import TableRate
 
 SIZES = st.integers(1, 70)
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,6 +228,15 @@ def test_saved_and_loaded_weights_do_the_same(fresh, crop, tmp_path):
     assert half.compress(image) == data
     metadata = weights.read_metadata(path)
     assert metadata["steps"] == "0" and metadata["model"] == "elic" and float(metadata["lambda"]) == 0.03
+
+
+def test_tables_fit_the_pictures_that_a_codec_was_prepared_with(fresh, crop):
+    pictures = tf.constant(np.stack([crop(64, 64), crop(64, 64, 200, 300)]), tf.float32)
+    assumed, fitted = (TableRate(bank) for bank in (CdfBank.from_pmfs(fresh.table_rows()), fresh.bank))
+    for coder in (assumed, fitted):
+        fresh.transmit(coder, pictures)
+    for name in ("y", "z"):
+        assert 0 < np.sum(fitted.bits[name]) < np.sum(assumed.bits[name])
 
 
 def test_other_weights_are_noticed(fresh, tiny, small_stream):

@@ -52,6 +52,24 @@ def test_gaussian_rows_cost_little_more_than_the_true_entropy(gaussians):
         assert gaussians.bits(np.full(20000, r), symbols).mean() == pytest.approx(ideal, rel=0.01)
 
 
+def test_fitted_rows_cost_the_entropy_of_what_was_seen(gaussians):
+    """Laplacian symbols in a row made for a Gaussian; the rows in which nothing was seen stay as they are."""
+    symbols = np.rint(np.random.default_rng(0).laplace(0, 0.6, 200_000)).astype(np.int32)
+    seen = np.bincount(np.abs(symbols))
+    counts = np.zeros_like(gaussians.frequencies)
+    counts[gaussians.starts[16] :][: len(seen)] = seen
+    counts[gaussians.starts[0]] = 10**6  # row 0 is not coded
+    fitted = gaussians.fitted(counts)
+    rows = np.full(len(symbols), 16)
+    entropy = -np.sum(seen / len(symbols) * np.log2(np.maximum(seen, 1) / len(symbols))) + np.mean(symbols != 0)
+    assert fitted.bits(rows, symbols).mean() == pytest.approx(entropy, rel=0.002)
+    assert gaussians.bits(rows, symbols).mean() > 1.02 * entropy
+    for r in set(range(64)) - {16}:
+        np.testing.assert_array_equal(fitted.row(r), gaussians.row(r))
+    for name in ("lengths", "offsets", "folded", "coded"):
+        np.testing.assert_array_equal(getattr(fitted, name), getattr(gaussians, name))
+
+
 def test_quantising_keeps_probabilities_close():
     pmf = np.array([0.5, 0.25, 0.2, 0.05])
     frequencies = tables.quantise_pmf(pmf)
