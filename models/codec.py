@@ -213,7 +213,10 @@ class Codec(tf.keras.Model):
         """UserError if pictures with labels of these classes, in this order, are none to train with. All are."""
 
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
-        """The figures of `metric_names` for a batch [B, H, W, 3] in 0..255: scalars, "loss" the one to minimise."""
+        """The figures of `metric_names` for a batch [B, H, W, 3] in 0..255: scalars, "loss" the one to minimise.
+
+        Where there are several λ the levels are weighted in training (`_level_weights`), and not in validation.
+        """
         images = tf.cast(images, tf.float32)
         batch = tf.shape(images)[0]
         levels = len(self.lambdas)
@@ -225,6 +228,8 @@ class Codec(tf.keras.Model):
         reconstruction, bits = self(images, training=training, **controls)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
         figures["loss"] = self.rate_distortion(images, reconstruction, figures["bpp"], **controls)
+        if training and levels > 1:
+            figures["loss"] *= tf.gather(self._level_weights(), level)
         return {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
 
     def rate_distortion(self, images, reconstruction, bpp: tf.Tensor, quality: tf.Tensor | None = None) -> tf.Tensor:
@@ -246,6 +251,15 @@ class Codec(tf.keras.Model):
         levels = len(self.lambdas)
         place = tf.cast(tf.range(batch), tf.float32) / tf.cast(batch, tf.float32)
         return tf.cast(tf.floor((tf.random.uniform([]) + place) % 1.0 * levels), tf.int32)
+
+    def _level_weights(self) -> tf.Tensor:
+        """What the loss at each level counts in training: float32 [levels], 1 in the mean.
+
+        Rates go with the square root of λ, about, and a BD-rate weighs what is saved of each rate by that rate. With
+        equal weights the gradients at the highest λ decide alone.
+        """
+        weights = 1 / np.sqrt(self.lambdas)
+        return tf.constant(weights / np.mean(weights), tf.float32)
 
     def _validation_levels(self, batch: tf.Tensor) -> tf.Tensor:
         """For validation a level per picture, int32 [batch], the same at each time: all in turn, or some for all."""

@@ -67,6 +67,22 @@ def test_gradients_reach_every_level(variable):
         assert np.any(tf.convert_to_tensor(gradient).numpy() != 0)
 
 
+def test_in_training_levels_count_by_the_rate_that_they_are_of(monkeypatch):
+    """λ of 0.001, 0.01 and 0.1: rates of 1 : 10^0.5 : 10, and so weights of 10 : 10^0.5 : 1, of the sum 3."""
+    codec = ELIC(TINY, LAMBDAS)
+    weights = 3 * np.array([10, 10**0.5, 1]) / (11 + 10**0.5)
+    np.testing.assert_allclose(codec._level_weights(), weights, rtol=1e-6)
+
+    def level_number(images, shown, bpp, quality):
+        return tf.cast(quality // 32 + 1, bpp.dtype)
+
+    monkeypatch.setattr(codec, "rate_distortion", level_number)
+    images = tf.zeros([3, 64, 64, 3])  # one of each level, in some order
+    losses = {training: float(codec.losses(images, training)["loss"]) for training in (True, False)}
+    assert losses[True] == pytest.approx(np.dot(weights, [1, 2, 3]) / 3, rel=1e-5)
+    assert losses[False] == pytest.approx(2)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
 def test_levels_of_training_are_equally_likely_and_spread_over_a_batch(batch):
     tf.random.set_seed(1)
