@@ -91,7 +91,7 @@ _SMALL = Config(
     context_widths=(64, 48),
     parameter_width=96,
 )
-PRESETS = {"base": Config(), "small": _SMALL, "medium": _SMALL.with_detail(160)}
+PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
 """`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
 
 

@@ -19,56 +19,26 @@ import tensorflow as tf
 from transforms.chain import Chain
 from transforms.elic import ResidualBottleneck
 from transforms.linear_start import covariance
+from transforms.resample import DepthToSpace, SpaceToDepth
+
+Conv2D = tf.keras.layers.Conv2D
 
 BLOCK = 16
 
 
-class BlockAnalysis(tf.keras.layers.Layer):
-    """A linear transform of blocks: [B, 16 h, 16 w, 3] -> [B, h, w, channels]."""
-
-    def __init__(self, channels: int, name: str | None = None):
-        super().__init__(name=name)
-        self.project = tf.keras.layers.Conv2D(channels, 1, use_bias=False, name="project")
-
-    def build(self, input_shape):
-        self.project.build([None, None, None, BLOCK * BLOCK * input_shape[-1]])
-        super().build(input_shape)
-
-    def call(self, x):
-        return self.project(tf.nn.space_to_depth(x, BLOCK))
-
-    def compute_output_shape(self, input_shape):
-        rows, columns = (None if size is None else size // BLOCK for size in input_shape[1:3])
-        return tf.TensorShape([input_shape[0], rows, columns, self.project.filters])
-
-
-class BlockSynthesis(tf.keras.layers.Layer):
-    """A linear transform to blocks: [B, h, w, channels] -> [B, 16 h, 16 w, 3]."""
-
-    def __init__(self, name: str | None = None, dtype=None):
-        super().__init__(name=name, dtype=dtype)
-        self.project = tf.keras.layers.Conv2D(BLOCK * BLOCK * 3, 1, use_bias=False, name="project", dtype=dtype)
-
-    def build(self, input_shape):
-        self.project.build(input_shape)
-        super().build(input_shape)
-
-    def call(self, x):
-        return tf.nn.depth_to_space(self.project(x), BLOCK)
-
-    def compute_output_shape(self, input_shape):
-        rows, columns = (None if size is None else size * BLOCK for size in input_shape[1:3])
-        return tf.TensorShape([input_shape[0], rows, columns, 3])
-
-
 def analysis(channels: int) -> Chain:
     """Images [B, H, W, 3] -> detail [B, H / 16, W / 16, channels]."""
-    return Chain(3, lambda: [BlockAnalysis(channels, name="blocks")], name="detail_analysis")
+    return Chain(3, lambda: [SpaceToDepth(BLOCK), Conv2D(channels, 1, use_bias=False)], name="detail_analysis")
 
 
 def synthesis(channels: int) -> Chain:
     """Detail [B, H / 16, W / 16, channels] -> what it adds to the images, [B, H, W, 3]."""
-    return Chain(channels, lambda: [BlockSynthesis(name="blocks", dtype="float32")], name="detail_synthesis")
+
+    def make_layers():
+        project = Conv2D(BLOCK * BLOCK * 3, 1, use_bias=False, dtype="float32")
+        return [project, DepthToSpace(BLOCK, dtype="float32")]
+
+    return Chain(channels, make_layers, name="detail_synthesis")
 
 
 def exchange(latents: int, name: str) -> Chain:
@@ -89,7 +59,7 @@ def begin(analysis: Chain, synthesis: Chain, first: int, unit: float, shown: boo
     unit: of the latents, in that of the images.
     shown: the synthesis begins as the inverse; else it adds nothing at first.
     """
-    forward, inverse = analysis.layers[0].project.kernel, synthesis.layers[0].project.kernel
+    forward, inverse = analysis.layers[1].kernel, synthesis.layers[0].kernel
     flat = components(first, forward.shape[-1]).reshape(-1, forward.shape[-1])
     forward.assign(flat[None, None] / unit)
     inverse.assign(flat.T[None, None] * unit * float(shown))

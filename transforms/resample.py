@@ -51,11 +51,27 @@ class Upsample(tf.keras.layers.Conv2DTranspose):
         return x + tf.cast(self.bias, x.dtype) if self.use_bias else x
 
 
-class DepthToSpace(tf.keras.layers.Layer):
-    """[B, H, W, c] -> [B, factor H, factor W, c / factor²]."""
+class SpaceToDepth(tf.keras.layers.Layer):
+    """[B, factor H, factor W, C] -> [B, H, W, factor² C]."""
 
-    def __init__(self, factor: int, name: str | None = None):
-        super().__init__(name=name)
+    def __init__(self, factor: int, name: str | None = None, dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.factor = factor
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        height, width = (size and size // self.factor for size in (height, width))
+        return tf.TensorShape([batch, height, width, channels * self.factor**2])
+
+    def call(self, x):
+        return tf.nn.space_to_depth(x, self.factor)
+
+
+class DepthToSpace(tf.keras.layers.Layer):
+    """[B, H, W, factor² C] -> [B, factor H, factor W, C]."""
+
+    def __init__(self, factor: int, name: str | None = None, dtype=None):
+        super().__init__(name=name, dtype=dtype)
         self.factor = factor
 
     def compute_output_shape(self, input_shape):
