@@ -121,7 +121,7 @@ class Codec(tf.keras.Model):
         return EntropyModels(self.prior_channels())
 
     def table_rows(self) -> list[tables.Row]:
-        """The rows of the CDF bank: Gaussians, then one for each channel of the factorised prior."""
+        """The rows of the CDF bank, not fitted yet: Gaussians, then one for each channel of the factorised prior."""
         pmf, offset = self.entropy_models.prior_pmf()
         return [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
 
@@ -246,7 +246,7 @@ class Codec(tf.keras.Model):
     def _training_levels(self, batch: tf.Tensor) -> tf.Tensor:
         """A level per picture at random, int32 [batch], each as likely as the others; those of a batch are spread.
 
-        Gradients at a high λ are several times those at a low one: a batch of few pictures is a steadier sample so.
+        Levels differ in their gradients: a batch of few pictures is a steadier sample so.
         """
         levels = len(self.lambdas)
         place = tf.cast(tf.range(batch), tf.float32) / tf.cast(batch, tf.float32)
@@ -255,8 +255,8 @@ class Codec(tf.keras.Model):
     def _level_weights(self) -> tf.Tensor:
         """What the loss at each level counts in training: float32 [levels], 1 in the mean.
 
-        Rates go with the square root of λ, about, and a BD-rate weighs what is saved of each rate by that rate. With
-        equal weights the gradients at the highest λ decide alone.
+        A BD-rate weighs what is saved of a rate by that rate, and rates go with the square root of λ, about. With equal
+        weights the levels of high rates, whose losses are the largest, would have most of the say.
         """
         weights = 1 / np.sqrt(self.lambdas)
         return tf.constant(weights / np.mean(weights), tf.float32)
@@ -326,7 +326,8 @@ class Codec(tf.keras.Model):
     def prepare(self, images: np.ndarray) -> None:
         """Derives what coding needs from the trained weights: the tables and the integer form of the entropy networks.
 
-        Weights are rounded to float16 first, since that is how they are stored.
+        Weights are rounded to float16 first, since that is how they are stored. Tables are fitted to the symbols that
+        the pictures give: see `CdfBank.fitted`.
 
         Args:
           images: calibration pictures, uint8 or float [N, H, W, 3]: a few hundred training crops. What they do not show

@@ -187,7 +187,7 @@ class CWIC(Codec):
         """None: networks predict the probability of each bit."""
 
     def table_rows(self) -> list[tables.Row]:
-        """The rows of the CDF bank."""
+        """The rows of the CDF bank before they are fitted."""
         return tables.bernoulli_rows()
 
     # ---- training -------------------------------------------------------------------------------------------------

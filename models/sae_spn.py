@@ -270,7 +270,7 @@ class SAESPN(Codec):
         """None: networks predict the probability of each bit."""
 
     def table_rows(self) -> list[tables.Row]:
-        """The rows of the CDF bank."""
+        """The rows of the CDF bank before they are fitted."""
         return tables.bernoulli_rows()
 
     def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:

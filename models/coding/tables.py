@@ -140,6 +140,8 @@ class CdfBank:
     def fitted(self, counts: np.ndarray) -> CdfBank:
         """Tables for symbols as they were seen, where many were seen; rows that are not coded stay as they are.
 
+        Needs TensorFlow Compression, as `from_pmfs` does.
+
         Args:
           counts: number of symbols seen, in the order of `frequencies`.
         """
