@@ -19,7 +19,7 @@ from models import registry, weights
 from models.coding import container, rans, tables
 from models.errors import UserError, one_line
 from models.lambdas import at_quality, check_lambdas, numbers
-from models.latents import EntropyModels, FloatRate, LatentCoder, SymbolCount, TableRate, TrainingRate
+from models.latents import EntropyModels, FloatRate, HardRate, LatentCoder, SymbolCount, TableRate, TrainingRate
 from models.rate_control import QualityLevels, RateControl
 from models.refine import Refiner, check_refinable
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
@@ -74,6 +74,8 @@ class Codec(tf.keras.Model):
     metric_names: tuple[str, ...] = ("loss", "bpp", "mse", "psnr")
     #: The parts that only decoding needs, by name.
     decoder_parts: tuple[str, ...] = ("synthesis",)
+    #: Those that only encoding needs, where `fix_encoder` can tell.
+    encoder_parts: tuple[str, ...] = ()
     reach: tiling.Reach | None = None
     #: Whether `compress` can refine latents: `analyse` gives one tensor of latents, and `losses` are of
     #: `rate_distortion` alone.
@@ -95,6 +97,7 @@ class Codec(tf.keras.Model):
         self.weights_id = bytes(4)
         self.path: str | None = None  # of the weights file, if loaded from one
         self._entropy_models: EntropyModels | None = None
+        self._encoder_fixed = False
         self._refiner: Refiner | None = None
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
 
@@ -183,7 +186,7 @@ class Codec(tf.keras.Model):
 
     def _rate_coder(self, training: bool):
         if training:
-            return TrainingRate(self.entropy_models)
+            return (HardRate if self._encoder_fixed else TrainingRate)(self.entropy_models)
         return FloatRate(self.entropy_models) if self.bank is None else TableRate(self.bank)
 
     def call(self, images, training=False, **controls):
@@ -298,6 +301,13 @@ class Codec(tf.keras.Model):
 
     def test_step(self, data):
         return self._update(self.losses(self.batch(data), training=False))
+
+    def fix_encoder(self) -> None:
+        """From now on trains the other parts alone, on latents rounded as in files; see `HardRate`."""
+        self._encoder_fixed = True
+        for name in self.encoder_parts:
+            if hasattr(self, name):
+                getattr(self, name).trainable = False
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 

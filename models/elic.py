@@ -104,6 +104,7 @@ class ELIC(Codec):
     reach = Reach(unit=16, analysis=144, synthesis=144, latents=(16,), decoded=(16,))
     refinable = True
     decoder_parts = ("synthesis", "detail_synthesis", "synthesis_exchange")
+    encoder_parts = ("analysis", "detail_analysis", "analysis_exchange", "latent_gain", "hyper_analysis", "hyper_gain")
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: float | Sequence[float] = 0.01):
         super().__init__(config, lmbda)
@@ -330,6 +331,12 @@ class ELIC(Codec):
             help="Add N detail channels, which are not in the paper, to --init_weights that have none: they begin with "
             "no say, and let high rates reach a better quality.",
         )
+        parser.add_argument(
+            "--hard",
+            action="store_true",
+            help="Go on from --init_weights with their encoder fixed: synthesis and entropy networks learn from "
+            "latents rounded as in files, not noisy ones. A short last part of a training.",
+        )
 
     @classmethod
     def check_train_flags(cls, args) -> None:
@@ -339,6 +346,10 @@ class ELIC(Codec):
             raise UserError(f"--detail {args.detail}: must be above 0")
         if args.detail is not None and not args.init_weights:
             raise UserError("--detail: name the weights that get detail channels with --init_weights")
+        if args.hard and not args.init_weights:
+            raise UserError("--hard: name the weights whose encoder is to stay with --init_weights")
+        if args.hard and args.detail:
+            raise UserError("--hard: detail channels learn nothing with an encoder that is fixed; leave out --detail")
 
     @classmethod
     def for_training(cls, args) -> ELIC:
@@ -346,6 +357,8 @@ class ELIC(Codec):
         codec = super().for_training(args)
         if args.detail:
             return codec.with_detail(args.detail)
+        if args.hard:
+            codec.fix_encoder()
         if args.start == "linear" and not args.init_weights:
             codec.start_linear()
         return codec

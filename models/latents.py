@@ -4,6 +4,7 @@
 
     TrainingRate   differentiable: bits under additive noise, latents rounded straight through   (needs TFC)
     SeededRate     the same with noise that is the same each time: refinement of latents         (needs TFC)
+    HardRate       bits of rounded latents, differentiable for what predicts them: `train --hard` (needs TFC)
     FloatRate      rounded latents, bits of the float entropy model: validation during training  (needs TFC)
     TableRate      rounded latents, bits of the tables that files are written with
     SymbolCount    counts symbols, for tables that fit them
@@ -11,7 +12,7 @@
     Recorder       keeps the symbols
     Replay         gives symbols of an earlier run, keeps what the networks predict for them
 
-All but the first three run the entropy networks in integers (`exact` is True).
+All but the first four run the entropy networks in integers (`exact` is True).
 """
 
 from __future__ import annotations
@@ -100,6 +101,14 @@ class EntropyModels(tf.Module):
         rows = tf.clip_by_value(rows, 0.0, tables.NUM_SCALES - 1.0)
         return tfc.NoisyNormal(loc=mean, scale=_scale_of_row(rows))
 
+    def hard_bits(self, latent: tf.Tensor, rows: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+        """Bits [B] of latents [B, N] rounded after subtracting their means; see `HardRate` for the gradients."""
+        symbols = tf.round(tf.stop_gradient(latent - mean))
+        bits = _bits(self.noisy_normal(rows, tf.zeros_like(mean)).log_prob(symbols))
+        noisy = latent + tf.random.uniform(tf.shape(latent), -0.5, 0.5)
+        of_means = _bits(self.noisy_normal(tf.stop_gradient(rows), mean).log_prob(noisy))
+        return bits + of_means - tf.stop_gradient(of_means)
+
 
 class _FloatCoder:
     """Common to TrainingRate and FloatRate."""
@@ -181,6 +190,24 @@ class SeededRate(_FloatCoder):
         noisy = self._noisy(latent, len(self._counted))
         self._counted[name] = _bits(self._models.prior.log_prob(noisy))
         return round_through(latent)
+
+
+class HardRate(_FloatCoder):
+    """Bits [B] by latent of rounded latents, differentiable with respect to what predicts them.
+
+    For a decoder that is trained on the latents of a fixed encoder (Guo, Zhang, Feng, Chen: "Soft then Hard: Rethinking
+    the Quantization in Neural Image Compression", ICML 2021): scales and priors learn from the symbols that files hold.
+    Means learn from noisy latents: which symbol it is depends on the mean, and has no gradient.
+    """
+
+    training = False  # of the prior: it sees rounded hyper-latents
+
+    @property
+    def bits(self) -> dict[str, tf.Tensor]:
+        result = dict(self._counted)
+        for name, (latent, rows, mean) in self._joined():
+            result[name] = self._models.hard_bits(latent, rows, mean)
+        return result
 
 
 class FloatRate(_FloatCoder):
