@@ -45,9 +45,6 @@ FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "ema", "mixed_precision")
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
-# Patches that `Codec.prepare` gets to see.
-CALIBRATION = 256
-
 
 class TrainingInterrupted(SystemExit):
     """Training was stopped by a signal, with its state saved; `code` is what a shell expects (143, 130)."""
@@ -102,7 +99,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     run = Run(options)
     start_step = run.begin(is_chief(strategy))
     source, held_out = open_data(options)
-    calibration = _calibration(source, options)
+    calibration = calibration_patches(source, options)
     held_out_count = len(pictures_of(held_out))
     seed = secrets.randbits(32) if options.seed is None else options.seed
     # Quantisation noise should not repeat from the first step on after a resume.
@@ -325,9 +322,9 @@ class Run:
         return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}
 
 
-def _calibration(source: Source, options: FitOptions) -> np.ndarray:
-    """Training patches, uint8 `[N, P, P, 3]`, for the ranges of a codec's integers."""
-    batches = training_dataset(source, CALIBRATION, options.patchsize, seed=0)
+def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:
+    """Training patches, uint8 `[N, P, P, 3]`, that `Codec.prepare` gets to see."""
+    batches = training_dataset(source, options.calibration, options.patchsize, seed=0)
     return pictures_of(next(batches.as_numpy_iterator()))
 
 

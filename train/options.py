@@ -41,6 +41,7 @@ class FitOptions:
       steps_per_epoch: training steps in an epoch.
       minutes: train for so long instead of `epochs`; the learning rate falls with the time.
       validation_steps: batches to validate on, at most.
+      calibration: training patches that the integers and tables of a weights file are fitted to.
       learning_rate: Adam's learning rate, at the start.
       schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
         along a half cosine).
@@ -80,6 +81,7 @@ class FitOptions:
     resume: bool = False
     seed: int | None = None
     labelled: str | None = None
+    calibration: int = 256
 
     def __post_init__(self) -> None:
         """Refuses what cannot work.
@@ -92,7 +94,7 @@ class FitOptions:
         if self.labelled and self.validation_glob is not None:
             raise UserError("--validation_glob: pictures with labels bring their own to validate on")
         positive = ("batchsize", "patchsize", "crops_per_image", "epochs", "steps_per_epoch")
-        for name in (*positive, "validation_steps", "learning_rate"):
+        for name in (*positive, "validation_steps", "calibration", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
         if self.minutes is not None and not self.minutes > 0:
@@ -163,6 +165,12 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         type=float,
     )
     add("validation_steps", "Batches to validate on, at most.", type=int)
+    add(
+        "calibration",
+        "Training patches that the integers and tables of the weights files are fitted to at the end. What none of "
+        "them shows costs bits: take one of each picture, if there is time.",
+        type=int,
+    )
     add("learning_rate", "Learning rate of Adam.", type=float)
     add(
         "schedule",

@@ -37,8 +37,8 @@ from models import registry, weights
 from models.codec import Codec
 from models.errors import UserError
 from train import pjrt_run
-from train.data import open_data, training_dataset
-from train.fit import CALIBRATION, FINAL, precision
+from train.data import open_data
+from train.fit import FINAL, calibration_patches, precision
 from train.optimizer import make_optimizer
 from train.options import FitOptions
 
@@ -512,9 +512,7 @@ def _import(directory: str, entry: registry.Entry, options: FitOptions, data=Non
     """A state as a weights file; says how good it is on the pictures held out. Returns the file's path."""
     codec, state = codec_of(directory, entry)
     source, held_out = data or open_data(options)
-    batches = training_dataset(source, CALIBRATION, options.patchsize, seed=0)
-    calibration = next(batches.as_numpy_iterator())
-    codec.prepare(calibration)
+    codec.prepare(calibration_patches(source, options))
     quality = _validate(codec, held_out)
     print("held-out pictures: " + "  ".join(f"{name} {value:.4f}" for name, value in quality.items()))
     path = os.path.join(options.train_path, FINAL)

@@ -472,7 +472,7 @@ def test_train_compress_decompress(run, pictures, monkeypatch, tiny):
     monkeypatch.setitem(PRESETS, "tiny", tiny.config)
     flags = ("--patchsize", "32", "--batchsize", "2", "--epochs", "1", "--steps_per_epoch", "2")
     source = ("--train_glob", pictures(6), "--train_path", "out", "--preset", "tiny", "--lambda", "0.02")
-    assert run("train", *source, *flags, "--validation_steps", "1", "--seed", "1") == 0
+    assert run("train", *source, *flags, "--validation_steps", "1", "--calibration", "16", "--seed", "1") == 0
     assert lines(run.out)[-1] == (
         "trained weights: out/best.safetensors (lowest validation loss), out/final.safetensors (last step)"
     )

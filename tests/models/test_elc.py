@@ -372,7 +372,8 @@ def test_training_goes_on_from_the_stage_before(run, eagerly, stages, classifier
     stages["base"].save("base.safetensors")
     classifier.save_file("classifier.safetensors")
     Classifier(classifier.widths, ("a", "b")).save_file("two.safetensors")
-    common = ["--patchsize", 32, "--batchsize", 2, "--epochs", 1, "--steps_per_epoch", 2, "--validation_steps", 1]
+    common = ["--patchsize", 32, "--batchsize", 2, "--epochs", 1, "--steps_per_epoch", 2]
+    common += ["--validation_steps", 1, "--calibration", 16]
     stage = ["--stage", "classification", "--labelled", "photos", "--init_weights", "base.safetensors", *common]
     assert run("train", *stage) == 1
     assert "needs a --classifier" in run.err

@@ -344,7 +344,7 @@ def test_training_in_two_stages(run, crop, files, caplog):
     for n in range(4):
         Image.fromarray(crop(64, 64, 60 * n)).save(f"{n}.png")
     common = ["--train_glob", "*.png", "--patchsize", 32, "--batchsize", 2, "--epochs", 1, "--steps_per_epoch", 2]
-    common += ["--validation_steps", 1, "--init_weights", files["sae_spn"]]
+    common += ["--validation_steps", 1, "--calibration", 16, "--init_weights", files["sae_spn"]]
     assert run("train", *common, "--variant", "sae", "--train_path", "other") == 1
     assert "weights of the variant sae_spn, not sae" in run.err
     with open("bad.h5", "wb") as file:

@@ -98,7 +98,7 @@ def test_a_run_learns_and_leaves_its_files(options, tiny_codec, each_step):
     assert_same(stored(trained.final), trajectory[-1], rtol=0)
     # Calibrated with training patches before each of the two files is written.
     assert trained.codec.saved == [trained.final, trained.best]
-    assert trained.codec.calibrated_with.shape == (fit.CALIBRATION, 32, 32, 3)
+    assert trained.codec.calibrated_with.shape == (options.calibration, 32, 32, 3)
     with safetensors.safe_open(trained.final, "numpy") as file:
         metadata = file.metadata()
     assert metadata["steps"] == "12" and metadata["batchsize"] == "2"
