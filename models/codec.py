@@ -15,11 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from models import registry, weights
+from models import registry, restoration, weights
 from models.coding import container, rans, tables
 from models.errors import UserError, one_line
 from models.lambdas import at_quality, check_lambdas, numbers
-from models.latents import EntropyModels, FloatRate, HardRate, LatentCoder, SymbolCount, TableRate, TrainingRate
+from models.latents import (
+    EntropyModels,
+    FloatRate,
+    HardRate,
+    LatentCoder,
+    SymbolCount,
+    TableRate,
+    TrainingRate,
+)
 from models.rate_control import QualityLevels, RateControl
 from models.refine import Refiner, check_refinable
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
@@ -80,6 +88,8 @@ class Codec(tf.keras.Model):
     #: Whether `compress` can refine latents: `analyse` gives one tensor of latents, and `losses` are of
     #: `rate_distortion` alone.
     refinable = False
+    #: Whether files hold a filter for their picture, see `models/restoration.py`. Tables have to begin with Gaussians.
+    restores = False
     #: Side of the tiles in which pictures are worked through, in pixels; None: as `transforms.tiling` sees fit.
     tile: int | None = None
     #: The model's own subcommands of the command line that read files, by name.
@@ -202,9 +212,27 @@ class Codec(tf.keras.Model):
         shape = tf.shape(images)
         controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
         reconstruction = self.reconstruct(self.transmit(coder, self.pad(images), **controls))
+        reconstruction = reconstruction[:, : shape[1], : shape[2]]
+        if self.restores and coder.exact:
+            reconstruction = self._restore(coder, images, reconstruction, controls)
         if not training:
             reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
-        return reconstruction[:, : shape[1], : shape[2]], coder.bits
+        return reconstruction, coder.bits
+
+    def _restore(self, coder, images: tf.Tensor, decoded: tf.Tensor, controls: dict) -> tf.Tensor:
+        """Fits a filter to decoded pictures [B, H, W, 3] and codes it, where it is worth its bits. The result of it."""
+        found = restoration.fit(images, decoded)
+        size = TableRate(self.bank)
+        restoration.code(size, found, tf.shape(found)[0])
+        bpp = size.bits["restoration"] / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
+        images = tf.cast(images, tf.float32)
+        before, after = (
+            self.rate_distortion(images, tf.clip_by_value(x, 0.0, 255.0), rate, **controls)
+            for x, rate in ((decoded, tf.zeros_like(bpp)), (restoration.apply(decoded, found), bpp))
+        )
+        found = tf.where((after < before)[:, None], found, 0)
+        restoration.code(coder, found, tf.shape(found)[0])
+        return restoration.apply(decoded, found)
 
     @staticmethod
     def batch(data):
@@ -320,6 +348,7 @@ class Codec(tf.keras.Model):
         if training:
             self(tf.zeros([1, *self.stride, 3]), training=True)
             return
+        synthesis = synthesis or self.restores  # a sender has to see what a receiver will
         parts = () if synthesis else (getattr(self, name, None) for name in self.decoder_parts)
         skipped = {id(module) for part in parts if part is not None for module in (part, *part.submodules)}
         for layer in self.submodules:
@@ -474,11 +503,16 @@ class Codec(tf.keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Pictures uint8 [B, H, W, 3] -> payloads, string [B], and fingerprints, uint32 [B]."""
         stream = rans.RansEncoder(self.coder)
+        coder, original = LatentCoder(stream), images
         images, controls = self.pad(images), self.pad_controls(controls)
         analysed = self.analyse_in_tiles(images, controls)
         if refine:
             analysed = self._refine(images, analysed, refine, controls)
-        self.code(LatentCoder(stream), analysed, tf.shape(images)[:3], **controls)
+        latents = self.code(coder, analysed, tf.shape(images)[:3], **controls)
+        if self.restores:
+            size = tf.shape(original)
+            decoded = self.reconstruct_in_tiles(latents)[:, : size[1], : size[2]]
+            self._restore(coder, original, decoded, controls)
         return stream.finish(), stream.fingerprint(header)
 
     def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:
@@ -492,8 +526,13 @@ class Codec(tf.keras.Model):
 
     def _decode(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
         """Payloads, string [B], of pictures of one size (height, width) -> float32 [B, H, W, 3], fingerprints [B]."""
-        latents, mark = self._decode_latents(payloads, header, size, controls)
-        return self.reconstruct_in_tiles(latents)[:, : size[0], : size[1]], mark
+        latents, coefficients, mark = self._read(payloads, header, size, controls)
+        return self._picture(latents, coefficients, size), mark
+
+    def _picture(self, latents, coefficients: tf.Tensor | None, size) -> tf.Tensor:
+        """Pictures float32 [B, H, W, 3] of latents and of the coefficients of their filters, if there are any."""
+        decoded = self.reconstruct_in_tiles(latents)[:, : size[0], : size[1]]
+        return decoded if coefficients is None else restoration.apply(decoded, coefficients)
 
     def analyse_in_tiles(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures, uint8 [B, H, W, 3]; of large ones in tiles, where there are no gradients."""
@@ -521,11 +560,24 @@ class Codec(tf.keras.Model):
 
     def _decode_latents(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
         """The same without the synthesis: latents as `transmit` returns them, fingerprints [B]."""
+        latents, _, mark = self._read(payloads, header, size, controls)
+        return latents, mark
+
+    def _read(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
+        """All that payloads hold: latents, the coefficients of filters (None where files hold none), fingerprints."""
         stream = rans.RansDecoder(self.coder, payloads)
-        padded = [-(-size[n] // s) * s for n, s in enumerate(self.stride)]
-        latents = self.transmit(LatentCoder(stream), shape=(tf.shape(payloads)[0], *padded), **controls)
+        latents, coefficients = self._receive(stream, tf.shape(payloads)[0], size, controls)
         stream.finish()
-        return latents, stream.fingerprint(header)
+        return latents, coefficients, stream.fingerprint(header)
+
+    def _receive(self, stream: rans.RansDecoder, batch, size, controls: dict):
+        """Latents and the coefficients of filters of `batch` pictures of one size."""
+        coder, padded = LatentCoder(stream), [-(-size[n] // s) * s for n, s in enumerate(self.stride)]
+        latents = self.transmit(coder, shape=(batch, *padded), **controls)
+        # Behind all groups: who asks for the first has no filter, and its picture is but a preview.
+        if not self.restores or "groups" in controls:
+            return latents, None
+        return latents, restoration.code(coder, None, batch)
 
     def trace(self) -> None:
         """Makes graphs of compressing and decompressing, for programs that handle many pictures.
@@ -591,8 +643,8 @@ class Codec(tf.keras.Model):
                 _check_symbols(mark, fingerprint)
                 return to_uint8(pictures[0])
             stream = rans.RansDecoder(self.coder, tf.constant([payload]), partial=partial)
-            latents = self.transmit(LatentCoder(stream), shape=(1, *self.padded_size(height, width)), **controls)
-        return to_uint8(self.reconstruct_in_tiles(latents)[0, :height, :width])
+            latents, coefficients = self._receive(stream, 1, (height, width), controls)
+        return to_uint8(self._picture(latents, coefficients, (height, width))[0])
 
     def latents(self, data: bytes):
         """The latents that are in the bytes of a file, as `transmit` returns them, B = 1: no picture is made.

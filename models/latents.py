@@ -57,6 +57,11 @@ def nearest_logit_rows(logits: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.round(LOGIT_GAIN * logits + LOGIT_BIAS), 0.0, tables.NUM_LOGITS - 1.0)
 
 
+def row_of_scale(scale: float) -> int:
+    """The Gaussian row nearest to a standard deviation."""
+    return int(np.clip(np.round(ROW_GAIN * np.log(scale) + ROW_BIAS), 0, tables.NUM_SCALES - 1))
+
+
 def nearest_rows(log_scale: tf.Tensor) -> tf.Tensor:
     """The Gaussian row nearest to each scale, given its natural logarithm: float32 integers, 0 .. NUM_SCALES - 1."""
     return tf.clip_by_value(tf.round(ROW_GAIN * log_scale + ROW_BIAS), 0.0, tables.NUM_SCALES - 1.0)
@@ -243,6 +248,10 @@ class _ExactCoder:
         symbols = None if latent is None else _flat(_symbols(latent - mean))
         symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=True)
         return tf.cast(tf.reshape(symbols, tf.shape(mean)), tf.float32) + mean
+
+    def integers(self, name: str, values: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor:
+        """Codes integers, int32 [B, N], by Gaussian rows, int32 [B, N]: what is sent besides latents. Decoded."""
+        return self._code(name, values, rows, folded=True)
 
     def bernoulli(self, name: str, bits: tf.Tensor | None, logits: Fixed, kept: tf.Tensor) -> tf.Tensor:
         """Codes those bits, 0 or 1, [B, H, W, C], whose `kept` is 1; the others are 0 and cost nothing.

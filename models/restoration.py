@@ -1,0 +1,132 @@
+"""Restoration: a filter for one picture, which its sender fits and the file holds.
+
+A synthesis is made for all pictures; for this one a small correction brings it closer to the original, and only who
+has that knows which. Video codecs send such filters (the Wiener filter of AV1's loop restoration, VVC's adaptive loop
+filter); here it is one for the picture, of 3x3 pixels and all three colours, by least squares. Not in the papers.
+
+A restored pixel is the decoded one plus, in each colour, the weighted sum of `FEATURES` numbers: of the four pairs of
+opposite neighbours what their sums differ from twice the pixel by, the pixel itself, and a constant.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from models.latents import row_of_scale
+
+#: Opposite neighbours: (rows, columns) from the pixel to one of them.
+PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1))
+FEATURES = 3 * len(PAIRS) + 4
+COEFFICIENTS = 3 * FEATURES
+#: Of a coefficient as it is sent; that of the pixel itself is for a quarter of what it differs from mid-grey by.
+STEP = 1 / 256
+GREY, GREY_SCALE, CONSTANT = 128.0, 0.25, 4.0
+LIMIT = 4096
+#: Rows of the tables: for whether there is a filter (0 or 1), and for its coefficients, which are some 50 steps large.
+#: Where there is none they are of the first row, which is all but certain of 0.
+SOME, NONE, WORTH = row_of_scale(0.5), 0, row_of_scale(50.0)
+#: Rows that are looked at together when a filter is fitted: the features of all of a large picture are a lot.
+STRIP = 64
+
+
+def _pad(images: tf.Tensor) -> tf.Tensor:
+    """One more pixel on each side, the same as that beside it."""
+    return tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+
+
+def _features(padded: tf.Tensor) -> tf.Tensor:
+    """[B, H + 2, W + 2, 3] -> [B, H * W, FEATURES]."""
+    shape = tf.shape(padded)
+    height, width = shape[1] - 2, shape[2] - 2
+
+    def moved(row, column):
+        return padded[:, 1 + row : 1 + row + height, 1 + column : 1 + column + width]
+
+    centre = moved(0, 0)
+    parts = [moved(i, j) + moved(-i, -j) - 2 * centre for i, j in PAIRS]
+    parts += [(centre - GREY) * GREY_SCALE, tf.fill([shape[0], height, width, 1], CONSTANT)]
+    return tf.reshape(tf.concat(parts, -1), [shape[0], height * width, FEATURES])
+
+
+def fit(images: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
+    """The coefficients of the best filter for each picture.
+
+    Args:
+      images: originals, [B, H, W, 3] in 0..255.
+      decoded: what the synthesis made of them, of the same shape.
+
+    Returns:
+      int32 [B, COEFFICIENTS], in steps of `STEP`.
+    """
+    images, decoded = tf.cast(images, tf.float32), tf.cast(decoded, tf.float32)
+    padded, error = _pad(decoded), images - decoded
+    batch, height = tf.shape(images)[0], tf.shape(images)[1]
+
+    def add(start, squares, products):
+        stop = tf.minimum(start + STRIP, height)
+        x = _features(padded[:, start : stop + 2])
+        e = tf.reshape(error[:, start:stop], [batch, -1, 3])
+        squares += tf.cast(tf.matmul(x, x, transpose_a=True), tf.float64)
+        products += tf.cast(tf.matmul(x, e, transpose_a=True), tf.float64)
+        return stop, squares, products
+
+    sums = [tf.zeros([batch, FEATURES, n], tf.float64) for n in (FEATURES, 3)]
+    shapes = (tf.TensorShape([]), *(tf.TensorShape([None, *x.shape[1:]]) for x in sums))
+    _, squares, products = tf.while_loop(lambda start, *_: start < height, add, (0, *sums), shape_invariants=shapes)
+    # A picture of one colour leaves coefficients open: the least are taken.
+    squares += tf.eye(FEATURES, dtype=tf.float64)
+    solution = tf.reshape(_solve(squares, products), [batch, COEFFICIENTS])
+    return tf.cast(tf.clip_by_value(tf.round(solution / STEP), -LIMIT, LIMIT), tf.int32)
+
+
+def _solve(squares: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
+    """x of squares x = products, positive definite [B, N, N], by elimination: TensorFlow Lite has no solver."""
+    count = squares.shape[-1]
+    rows = tf.concat([squares, products], -1)
+    for k in range(count):
+        pivot = rows[:, k : k + 1] / rows[:, k : k + 1, k : k + 1]
+        rows -= (rows[:, :, k : k + 1] - tf.one_hot([k], count, axis=0, dtype=rows.dtype)) * pivot
+    return rows[:, :, count:]
+
+
+def apply(decoded: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
+    """Restored pictures.
+
+    Args:
+      decoded: float32 [B, H, W, 3] in 0..255.
+      coefficients: int32 [B, COEFFICIENTS], of `fit`; zeros change nothing.
+    """
+
+    def one(arguments):
+        picture, weights = arguments
+        kernel, bias = _kernel(weights)
+        return tf.nn.conv2d(_pad(picture[None]), kernel, 1, "VALID")[0] + bias
+
+    weights = tf.reshape(tf.cast(coefficients, tf.float32) * STEP, [-1, FEATURES, 3])
+    return tf.map_fn(one, (decoded, weights), fn_output_signature=tf.float32)
+
+
+def _kernel(weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The convolution, [3, 3, 3, 3] and [3], of weights [FEATURES, 3]."""
+    *pairs, own, constant = tf.split(weights, [3] * (len(PAIRS) + 1) + [1])
+    taps = {(0, 0): tf.eye(3) + GREY_SCALE * own - 2 * tf.add_n(pairs)}
+    for (i, j), pair in zip(PAIRS, pairs):
+        taps[i, j] = taps[-i, -j] = pair
+    kernel = tf.stack([tf.stack([taps[i, j] for j in (-1, 0, 1)]) for i in (-1, 0, 1)])
+    return kernel, CONSTANT * constant[0] - GREY * GREY_SCALE * tf.reduce_sum(own, 0)
+
+
+def code(coder, coefficients: tf.Tensor | None, batch: tf.Tensor) -> tf.Tensor:
+    """Codes the coefficients of a batch of pictures: whether there are any, then these. Returns them decoded.
+
+    Args:
+      coder: a latent coder (`models/latents.py`) whose tables begin with the Gaussians.
+      coefficients: int32 [B, COEFFICIENTS]; None when decoding.
+      batch: B.
+    """
+    some = None
+    if coefficients is not None:
+        some = tf.cast(tf.reduce_any(coefficients != 0, 1, keepdims=True), tf.int32)
+    some = coder.integers("restoration", some, tf.fill([batch, 1], SOME))
+    rows = tf.where(some != 0, WORTH, NONE)
+    return coder.integers("restoration", coefficients, tf.broadcast_to(rows, [batch, COEFFICIENTS]))

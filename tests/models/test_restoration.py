@@ -1,0 +1,157 @@
+"""The filter that a file holds for its picture."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models import restoration, tflite, weights
+from models.codec import load
+from models.latents import TableRate
+from models.serving import signatures
+
+
+@pytest.fixture(scope="module")
+def restoring(tiny_weights, tmp_path_factory):
+    """The tiny golden codec, whose files hold filters."""
+    values, metadata = weights.read(tiny_weights)
+    config = dataclasses.replace(load(tiny_weights).config, restoration=True)
+    path = tmp_path_factory.mktemp("restoring") / "weights.safetensors"
+    weights.write(path, values, {**metadata, "config": weights.config_to_json(config)})
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_weights):
+    return load(tiny_weights)
+
+
+def mse(a, b):
+    return np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)
+
+
+# --- the filter --------------------------------------------------------------------------------------------------
+
+
+def test_zeros_change_nothing(crop):
+    picture = tf.cast(crop(20, 30)[None], tf.float32)
+    zeros = tf.zeros([1, restoration.COEFFICIENTS], tf.int32)
+    np.testing.assert_allclose(restoration.apply(picture, zeros), picture, atol=1e-3)
+
+
+def test_the_filter_of_a_filtered_picture_is_found(crop):
+    """All coefficients are told apart, in strips as in one, and each picture has its own."""
+    pictures = tf.cast(np.stack([crop(150, 90), crop(150, 90, 200)]), tf.float32)
+    random = np.random.default_rng(1)
+    wanted = tf.constant(random.integers(-20, 20, [2, restoration.COEFFICIENTS]), tf.int32)
+    found = restoration.fit(restoration.apply(pictures, wanted), pictures)
+    np.testing.assert_allclose(found, wanted, atol=2)
+    assert not np.array_equal(wanted[0], wanted[1])
+
+
+def test_the_fit_is_the_least_squares(crop):
+    original = tf.cast(crop(80, 70)[None], tf.float32)
+    blurred = tf.nn.avg_pool2d(original, 3, 1, "SAME")
+    found = restoration.fit(original, blurred)
+    best = mse(restoration.apply(blurred, found), original)
+    assert best < 0.9 * mse(blurred, original)
+    for change in np.eye(restoration.COEFFICIENTS, dtype=np.int32)[:: restoration.FEATURES // 3] * 8:
+        assert mse(restoration.apply(blurred, found + change), original) > best * 0.9999
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2)])
+def test_small_and_flat_pictures(shape):
+    flat = tf.fill([1, *shape, 3], 77.0)
+    found = restoration.fit(flat, flat - 5)
+    np.testing.assert_allclose(restoration.apply(flat - 5, found), flat, atol=0.5)
+
+
+# --- in files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height, width", [(64, 96), (75, 93)])
+def test_files_are_what_was_estimated(restoring, crop, height, width):
+    image = crop(height, width)
+    data = restoring.compress(image)
+    estimate, bits = restoring(tf.constant(image[None]))
+    assert np.abs(restoring.decompress(data).astype(float) - estimate[0]).max() <= 0.51
+    assert "restoration" in bits
+    assert abs(sum(float(b[0]) for b in bits.values()) / 8 - len(data)) < 60  # lanes, header, fingerprint
+
+
+def test_it_pays(restoring, plain, crop):
+    """The loss is smaller with a filter than without; where the bits are not worth it there is none."""
+    image = crop(160, 240)
+    with_filter, without = restoring.compress(image), plain.compress(image)
+
+    def loss(codec, data):
+        return 8 * len(data) / image[..., 0].size + plain.lambdas[0] * mse(codec.decompress(data), image)
+
+    assert len(with_filter) > len(without) + 10
+    assert loss(restoring, with_filter) < loss(plain, without)
+    tiny_image = crop(8, 8)
+    assert len(restoring.compress(tiny_image)) <= len(plain.compress(tiny_image)) + 8
+    np.testing.assert_array_equal(
+        restoring.decompress(restoring.compress(tiny_image)), plain.decompress(plain.compress(tiny_image))
+    )
+
+
+def test_each_picture_of_a_batch_has_its_own(restoring, crop):
+    images = np.stack([crop(64, 96), crop(64, 96, 200)])
+    for data, image in zip(restoring.compress_batch(images), images):
+        alone = restoring.decompress(restoring.compress(image))
+        assert np.abs(restoring.decompress(data).astype(int) - alone).max() <= 2
+
+
+def test_previews_have_no_filter_and_what_is_cut_off_is_shown(restoring, plain, crop):
+    image = crop(160, 240)
+    data = restoring.compress(image)
+    groups = len(plain.config.groups)
+    np.testing.assert_array_equal(
+        restoring.decompress(data, groups=groups), plain.decompress(plain.compress(image), groups=groups)
+    )
+    np.testing.assert_array_equal(restoring.decompress(data, partial=True), restoring.decompress(data))
+    assert restoring.decompress(data[:-30], partial=True).shape == image.shape
+
+
+def test_a_sender_alone_restores_too(restoring, crop):
+    image = crop(64, 96)
+    assert load(restoring.path, synthesis=False).compress(image) == restoring.compress(image)
+
+
+def test_served_files_are_read_here_and_theirs_there(restoring, crop):
+    image = crop(64, 96)
+    served = signatures(restoring)
+    data = served["compress"](tf.constant(image[None]))["bitstream_bytes"].numpy()[0]
+    here = restoring.decompress(restoring.compress(image)).astype(int)
+    assert np.abs(restoring.decompress(data) - here).max() <= 2
+    there = served["decompress"](tf.constant([restoring.compress(image)]))["image"][0].numpy()
+    assert np.abs(there - here).max() <= 1
+
+
+def test_tensorflow_lite_runs_both_sides(restoring, crop, tmp_path):
+    image = crop(64, 96)
+    folder = tflite.export(restoring, tmp_path, 96, 64)
+
+    def run(name, value):
+        lite = tf.lite.Interpreter(str(folder / f"{name}.tflite"))
+        lite.allocate_tensors()
+        lite.set_tensor(lite.get_input_details()[0]["index"], value)
+        lite.invoke()
+        return lite.get_tensor(lite.get_output_details()[0]["index"])[0]
+
+    data = restoring.compress(image)
+    here, from_lite = restoring.decompress(data).astype(int), restoring.decompress(run("compress", image[None]))
+    assert np.abs(from_lite - here).max() <= 2
+    assert np.abs(run("decompress", np.array([data])) - here).max() <= 1
+
+
+def test_bits_of_a_filter(restoring):
+    size = TableRate(restoring.bank)
+    coefficients = np.zeros([2, restoration.COEFFICIENTS], np.int32)
+    coefficients[1] = np.random.default_rng(0).normal(0, 40, restoration.COEFFICIENTS)
+    decoded = restoration.code(size, tf.constant(coefficients), 2)
+    np.testing.assert_array_equal(decoded, coefficients)
+    none, some = size.bits["restoration"].numpy()
+    assert none < 8 and 200 < some < 480
