@@ -50,6 +50,21 @@ def test_the_filter_of_a_filtered_picture_is_found(crop):
     assert not np.array_equal(wanted[0], wanted[1])
 
 
+def test_it_is_what_the_page_of_the_bit_stream_says(crop):
+    picture = crop(20, 30).astype(float)
+    weights = np.random.default_rng(2).integers(-40, 40, [1, restoration.COEFFICIENTS])
+    padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), "edge")
+    expected = picture.copy()
+    for i, j in np.ndindex(20, 30):
+        around = {(a, b): padded[1 + i + a, 1 + j + b] for a in (-1, 0, 1) for b in (-1, 0, 1)}
+        features = [around[a, b] + around[-a, -b] - 2 * around[0, 0] for a, b in ((0, 1), (1, 0), (1, 1), (1, -1))]
+        features = np.concatenate([*features, (around[0, 0] - 128) / 4, [4]])
+        expected[i, j] += features @ weights.reshape(16, 3) / 256
+    restored = restoration.apply(tf.constant(picture[None], tf.float32), tf.constant(weights, tf.int32))
+    np.testing.assert_allclose(restored[0], expected, atol=0.01)
+    assert (restoration.SOME, restoration.NONE, restoration.WORTH) == (12, 0, 50)
+
+
 def test_the_fit_is_the_least_squares(crop):
     original = tf.cast(crop(80, 70)[None], tf.float32)
     blurred = tf.nn.avg_pool2d(original, 3, 1, "SAME")
