@@ -214,25 +214,20 @@ class Codec(tf.keras.Model):
         reconstruction = self.reconstruct(self.transmit(coder, self.pad(images), **controls))
         reconstruction = reconstruction[:, : shape[1], : shape[2]]
         if self.restores and coder.exact:
-            reconstruction = self._restore(coder, images, reconstruction, controls)
+            coefficients = self._fit_filter(coder, images, reconstruction, controls)
+            reconstruction = restoration.apply(reconstruction, coefficients)
         if not training:
             reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
         return reconstruction, coder.bits
 
-    def _restore(self, coder, images: tf.Tensor, decoded: tf.Tensor, controls: dict) -> tf.Tensor:
-        """Fits a filter to decoded pictures [B, H, W, 3] and codes it, where it is worth its bits. The result of it."""
-        found = restoration.fit(images, decoded)
+    def _fit_filter(self, coder, images: tf.Tensor, decoded: tf.Tensor, controls: dict) -> tf.Tensor:
+        """Fits a filter to decoded pictures [B, H, W, 3], and codes it where it is worth its bits. The coefficients."""
+        found, lower_mse = restoration.fit(images, decoded)
         size = TableRate(self.bank)
         restoration.code(size, found, tf.shape(found)[0])
         bpp = size.bits["restoration"] / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
-        images = tf.cast(images, tf.float32)
-        before, after = (
-            self.rate_distortion(images, tf.clip_by_value(x, 0.0, 255.0), rate, **controls)
-            for x, rate in ((decoded, tf.zeros_like(bpp)), (restoration.apply(decoded, found), bpp))
-        )
-        found = tf.where((after < before)[:, None], found, 0)
-        restoration.code(coder, found, tf.shape(found)[0])
-        return restoration.apply(decoded, found)
+        worth = self._lambda_of(**controls) * lower_mse > bpp
+        return restoration.code(coder, tf.where(worth[:, None], found, 0), tf.shape(found)[0])
 
     @staticmethod
     def batch(data):
@@ -266,9 +261,11 @@ class Codec(tf.keras.Model):
     def rate_distortion(self, images, reconstruction, bpp: tf.Tensor, quality: tf.Tensor | None = None) -> tf.Tensor:
         """bpp + λ · MSE of pictures [B, H, W, 3] in 0..255 and their bpp [B]: [B]; the controls are `transmit`'s."""
         mse = tf.reduce_mean(tf.math.squared_difference(reconstruction, images), [1, 2, 3])
-        if quality is None:
-            return bpp + self.lambdas[0] * mse
-        return bpp + at_quality(self.lambdas, quality) * mse
+        return bpp + self._lambda_of(quality) * mse
+
+    def _lambda_of(self, quality: tf.Tensor | None = None):
+        """λ of pictures of a quality, int32 [B] in steps of `rate_control`; the one λ where there is no quality."""
+        return self.lambdas[0] if quality is None else at_quality(self.lambdas, quality)
 
     def symbol_scale(self, **controls) -> tf.Tensor:
         """What `analyse` gives in units of the quantiser's step: factors that broadcast to it. For refinement."""
@@ -512,7 +509,7 @@ class Codec(tf.keras.Model):
         if self.restores:
             size = tf.shape(original)
             decoded = self.reconstruct_in_tiles(latents)[:, : size[1], : size[2]]
-            self._restore(coder, original, decoded, controls)
+            self._fit_filter(coder, original, decoded, controls)
         return stream.finish(), stream.fingerprint(header)
 
     def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:

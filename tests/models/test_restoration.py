@@ -45,7 +45,7 @@ def test_the_filter_of_a_filtered_picture_is_found(crop):
     pictures = tf.cast(np.stack([crop(150, 90), crop(150, 90, 200)]), tf.float32)
     random = np.random.default_rng(1)
     wanted = tf.constant(random.integers(-20, 20, [2, restoration.COEFFICIENTS]), tf.int32)
-    found = restoration.fit(restoration.apply(pictures, wanted), pictures)
+    found, _ = restoration.fit(restoration.apply(pictures, wanted), pictures)
     np.testing.assert_allclose(found, wanted, atol=2)
     assert not np.array_equal(wanted[0], wanted[1])
 
@@ -68,8 +68,9 @@ def test_it_is_what_the_page_of_the_bit_stream_says(crop):
 def test_the_fit_is_the_least_squares(crop):
     original = tf.cast(crop(80, 70)[None], tf.float32)
     blurred = tf.nn.avg_pool2d(original, 3, 1, "SAME")
-    found = restoration.fit(original, blurred)
+    found, lower = restoration.fit(original, blurred)
     best = mse(restoration.apply(blurred, found), original)
+    assert float(lower[0]) == pytest.approx(mse(blurred, original) - best, rel=1e-3)
     assert best < 0.9 * mse(blurred, original)
     for change in np.eye(restoration.COEFFICIENTS, dtype=np.int32)[:: restoration.FEATURES // 3] * 8:
         assert mse(restoration.apply(blurred, found + change), original) > best * 0.9999
@@ -78,7 +79,7 @@ def test_the_fit_is_the_least_squares(crop):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2)])
 def test_small_and_flat_pictures(shape):
     flat = tf.fill([1, *shape, 3], 77.0)
-    found = restoration.fit(flat, flat - 5)
+    found, _ = restoration.fit(flat, flat - 5)
     np.testing.assert_allclose(restoration.apply(flat - 5, found), flat, atol=0.5)
 
 
