@@ -1,6 +1,6 @@
 """The linear start of ELIC's transforms."""
 
-from types import SimpleNamespace
+import argparse
 
 import numpy as np
 import pytest
@@ -95,12 +95,15 @@ def test_all_that_is_silent_at_first_can_learn(photographs):
 
 
 def test_command_line_flag():
-    def made(**flags):
-        return get("elic").codec.for_training(
-            SimpleNamespace(init_weights=None, detail=None, preset="small", lmbda=(0.01,), **flags)
-        )
+    elic = get("elic").codec
+    parser = argparse.ArgumentParser()
+    elic.add_train_flags(parser)
+
+    def made(*flags):
+        # The other two are of the command line's, for all models.
+        return elic.for_training(parser.parse_args(flags, argparse.Namespace(init_weights=None, preset="small")))
 
     picture = tf.zeros([1, 32, 32, 3]) + 200.0
-    linear, random = made(start="linear"), made(start="random")
+    linear, random = made("--start", "linear"), made("--start", "random")
     assert psnr(linear.reconstruct(linear.analyse(picture)), picture) > 30
     assert psnr(random.reconstruct(random.analyse(picture)), picture) < 20
