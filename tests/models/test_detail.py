@@ -133,7 +133,12 @@ def test_what_takes_no_detail_channels(narrow):
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [(("--detail", "8"), "--init_weights"), (("--init_weights", "x", "--detail", "0"), "--detail 0")],
+    [
+        (("--detail", "8"), "--init_weights"),
+        (("--init_weights", "x", "--detail", "0"), "--detail 0"),
+        (("--hard",), "--init_weights"),
+        (("--hard", "--init_weights", "x", "--detail", "8"), "leave out --detail"),
+    ],
 )
 def test_bad_flags_are_one_line(flags, says, capsys):
     from models.cli import main

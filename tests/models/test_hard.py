@@ -65,17 +65,3 @@ def test_rows_learn_from_rounded_latents_and_means_from_noisy_ones(codec, latent
 
     hard, noisy = mean_gradient(HardRate), mean_gradient(TrainingRate)
     assert np.corrcoef(hard.ravel(), noisy.ravel())[0, 1] > 0.9
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [(("--hard",), "--init_weights"), (("--hard", "--init_weights", "x", "--detail", "8"), "--detail")],
-)
-def test_bad_flags_are_one_line(flags, says, capsys):
-    from models.cli import main
-
-    with pytest.raises(SystemExit) as stopped:
-        main("elic", ["train", "--train_glob", "x", *flags])
-    assert stopped.value.code == 1
-    error = capsys.readouterr().err.strip()
-    assert says in error and "\n" not in error
