@@ -19,15 +19,7 @@ from models import registry, restoration, weights
 from models.coding import container, rans, tables
 from models.errors import UserError, one_line
 from models.lambdas import at_quality, check_lambdas, numbers
-from models.latents import (
-    EntropyModels,
-    FloatRate,
-    HardRate,
-    LatentCoder,
-    SymbolCount,
-    TableRate,
-    TrainingRate,
-)
+from models.latents import EntropyModels, FloatRate, HardRate, LatentCoder, SymbolCount, TableRate, TrainingRate
 from models.rate_control import QualityLevels, RateControl
 from models.refine import Refiner, check_refinable
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
@@ -507,9 +499,7 @@ class Codec(tf.keras.Model):
             analysed = self._refine(images, analysed, refine, controls)
         latents = self.code(coder, analysed, tf.shape(images)[:3], **controls)
         if self.restores:
-            size = tf.shape(original)
-            decoded = self.reconstruct_in_tiles(latents)[:, : size[1], : size[2]]
-            self._fit_filter(coder, original, decoded, controls)
+            self._fit_filter(coder, original, self._picture(latents, None, tf.shape(original)[1:3]), controls)
         return stream.finish(), stream.fingerprint(header)
 
     def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:
@@ -569,8 +559,8 @@ class Codec(tf.keras.Model):
 
     def _receive(self, stream: rans.RansDecoder, batch, size, controls: dict):
         """Latents and the coefficients of filters of `batch` pictures of one size."""
-        coder, padded = LatentCoder(stream), [-(-size[n] // s) * s for n, s in enumerate(self.stride)]
-        latents = self.transmit(coder, shape=(batch, *padded), **controls)
+        coder = LatentCoder(stream)
+        latents = self.transmit(coder, shape=(batch, *self.padded_size(size[0], size[1])), **controls)
         # Behind all groups: who asks for the first has no filter, and its picture is but a preview.
         if not self.restores or "groups" in controls:
             return latents, None

@@ -106,17 +106,9 @@ class EntropyModels(tf.Module):
         rows = tf.clip_by_value(rows, 0.0, tables.NUM_SCALES - 1.0)
         return tfc.NoisyNormal(loc=mean, scale=_scale_of_row(rows))
 
-    def hard_bits(self, latent: tf.Tensor, rows: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-        """Bits [B] of latents [B, N] rounded after subtracting their means; see `HardRate` for the gradients."""
-        symbols = tf.round(tf.stop_gradient(latent - mean))
-        bits = _bits(self.noisy_normal(rows, tf.zeros_like(mean)).log_prob(symbols))
-        noisy = latent + tf.random.uniform(tf.shape(latent), -0.5, 0.5)
-        of_means = _bits(self.noisy_normal(tf.stop_gradient(rows), mean).log_prob(noisy))
-        return bits + of_means - tf.stop_gradient(of_means)
-
 
 class _FloatCoder:
-    """Common to TrainingRate and FloatRate."""
+    """Common to the coders that estimate with the float entropy models."""
 
     exact = False
     training: bool
@@ -133,9 +125,13 @@ class _FloatCoder:
         One evaluation for all passes: ELIC has ten, and a density is hundreds of small operations and their gradients.
         """
         result = dict(self._counted)
-        for name, (latent, rows, mean) in self._joined():
-            _, result[name] = self._models.latent(latent, rows, loc=mean, training=self.training)
+        for name, parts in self._joined():
+            result[name] = self._gaussian_bits(*parts, len(result))
         return result
+
+    def _gaussian_bits(self, latent: tf.Tensor, rows: tf.Tensor, mean: tf.Tensor, number: int) -> tf.Tensor:
+        """Bits [B] of latents [B, N]; `number`: of latents that came before."""
+        return self._models.latent(latent, rows, loc=mean, training=self.training)[1]
 
     def _joined(self):
         """Of each Gaussian latent its name, and all its values, rows and means, each [B, N]."""
@@ -183,13 +179,8 @@ class SeededRate(_FloatCoder):
     def _noisy(self, latent: tf.Tensor, number: int) -> tf.Tensor:
         return latent + tf.random.stateless_uniform(tf.shape(latent), [self._seed, number], -0.5, 0.5)
 
-    @property
-    def bits(self) -> dict[str, tf.Tensor]:
-        result = dict(self._counted)
-        for name, (latent, rows, mean) in self._joined():
-            density = self._models.noisy_normal(rows, mean)
-            result[name] = _bits(density.log_prob(self._noisy(latent, len(result))))
-        return result
+    def _gaussian_bits(self, latent, rows, mean, number):
+        return _bits(self._models.noisy_normal(rows, mean).log_prob(self._noisy(latent, number)))
 
     def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
         noisy = self._noisy(latent, len(self._counted))
@@ -207,12 +198,12 @@ class HardRate(_FloatCoder):
 
     training = False  # of the prior: it sees rounded hyper-latents
 
-    @property
-    def bits(self) -> dict[str, tf.Tensor]:
-        result = dict(self._counted)
-        for name, (latent, rows, mean) in self._joined():
-            result[name] = self._models.hard_bits(latent, rows, mean)
-        return result
+    def _gaussian_bits(self, latent, rows, mean, number):
+        symbols = tf.round(tf.stop_gradient(latent - mean))
+        bits = _bits(self._models.noisy_normal(rows, tf.zeros_like(mean)).log_prob(symbols))
+        noisy = latent + tf.random.uniform(tf.shape(latent), -0.5, 0.5)
+        of_means = _bits(self._models.noisy_normal(tf.stop_gradient(rows), mean).log_prob(noisy))
+        return bits + of_means - tf.stop_gradient(of_means)
 
 
 class FloatRate(_FloatCoder):

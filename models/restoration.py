@@ -22,6 +22,7 @@ COEFFICIENTS = 3 * FEATURES
 #: Of a coefficient as it is sent; that of the pixel itself is for a quarter of what it differs from mid-grey by.
 STEP = 1 / 256
 GREY, GREY_SCALE, CONSTANT = 128.0, 0.25, 4.0
+#: No coefficient is larger, in steps: those of tiny pictures could be anything.
 LIMIT = 4096
 #: Rows of the tables: for whether there is a filter (0 or 1), and for its coefficients, which are some 50 steps large.
 #: Where there is none they are of the first row, which is all but certain of 0.
