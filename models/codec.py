@@ -19,7 +19,16 @@ from models import registry, restoration, weights
 from models.coding import container, rans, tables
 from models.errors import UserError, one_line
 from models.lambdas import at_quality, check_lambdas, numbers
-from models.latents import EntropyModels, FloatRate, HardRate, LatentCoder, SymbolCount, TableRate, TrainingRate
+from models.latents import (
+    EntropyModels,
+    FloatRate,
+    HardRate,
+    LatentCoder,
+    SoftRate,
+    SymbolCount,
+    TableRate,
+    TrainingRate,
+)
 from models.rate_control import QualityLevels, RateControl
 from models.refine import Refiner, check_refinable
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
@@ -74,7 +83,7 @@ class Codec(tf.keras.Model):
     metric_names: tuple[str, ...] = ("loss", "bpp", "mse", "psnr")
     #: The parts that only decoding needs, by name.
     decoder_parts: tuple[str, ...] = ("synthesis",)
-    #: Those that only encoding needs, where `fix_encoder` can tell.
+    #: Those that only encoding needs, for models that `fix` parts of.
     encoder_parts: tuple[str, ...] = ()
     reach: tiling.Reach | None = None
     #: Whether `compress` can refine latents: `analyse` gives one tensor of latents, and `losses` are of
@@ -99,7 +108,7 @@ class Codec(tf.keras.Model):
         self.weights_id = bytes(4)
         self.path: str | None = None  # of the weights file, if loaded from one
         self._entropy_models: EntropyModels | None = None
-        self._encoder_fixed = False
+        self._fixed: str | None = None
         self._refiner: Refiner | None = None
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
 
@@ -188,7 +197,8 @@ class Codec(tf.keras.Model):
 
     def _rate_coder(self, training: bool):
         if training:
-            return (HardRate if self._encoder_fixed else TrainingRate)(self.entropy_models)
+            kind = {None: TrainingRate, "encoder": HardRate, "decoder": SoftRate}[self._fixed]
+            return kind(self.entropy_models)
         return FloatRate(self.entropy_models) if self.bank is None else TableRate(self.bank)
 
     def call(self, images, training=False, **controls):
@@ -319,12 +329,23 @@ class Codec(tf.keras.Model):
     def test_step(self, data):
         return self._update(self.losses(self.batch(data), training=False))
 
-    def fix_encoder(self) -> None:
-        """From now on trains the other parts alone, on latents rounded as in files; see `HardRate`."""
-        self._encoder_fixed = True
-        for name in self.encoder_parts:
-            if hasattr(self, name):
-                getattr(self, name).trainable = False
+    def fix(self, part: str) -> None:
+        """From now on trains one half for the other, each with what only works for one half.
+
+        part: the half that stays. "encoder": all others learn from latents rounded as in files, see `HardRate`;
+          "decoder", which is all but `encoder_parts`: these learn from latents that are rounded softly, see `SoftRate`.
+        """
+        self._fixed = part
+
+    @property
+    def trainable_weights(self) -> list[tf.Variable]:
+        """What training changes: the variables of densities and transforms, less those of a part that is fixed."""
+        found = super().trainable_weights
+        if self._fixed is None:
+            return found
+        variables = self.named_variables().items()
+        encoder = {v.ref() for name, v in variables if name.split("/")[0] in self.encoder_parts}
+        return [v for v in found if (v.ref() in encoder) == (self._fixed == "decoder")]
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 

@@ -346,10 +346,11 @@ class ELIC(Codec):
             " for some 45 bytes, and a synthesis more when compressing. medium and small have it anyhow.",
         )
         parser.add_argument(
-            "--hard",
-            action="store_true",
-            help="Go on from --init_weights with their encoder fixed: synthesis and entropy networks learn from "
-            "latents rounded as in files, not noisy ones. A short last part of a training.",
+            "--fix",
+            choices=("encoder", "decoder"),
+            help="Go on from --init_weights with one half fixed, and teach the other what it cannot learn in training "
+            "both: a decoder, latents rounded as in files, not noisy ones; an encoder, where rounding takes latents. "
+            "Short last parts of a training.",
         )
 
     @classmethod
@@ -360,10 +361,10 @@ class ELIC(Codec):
             raise UserError(f"--detail {args.detail}: must be above 0")
         if args.detail is not None and not args.init_weights:
             raise UserError("--detail: name the weights that get detail channels with --init_weights")
-        if args.hard and not args.init_weights:
-            raise UserError("--hard: name the weights whose encoder is to stay with --init_weights")
-        if args.hard and args.detail:
-            raise UserError("--hard: detail channels learn nothing with an encoder that is fixed; leave out --detail")
+        if args.fix and not args.init_weights:
+            raise UserError(f"--fix {args.fix}: name the weights whose {args.fix} is to stay with --init_weights")
+        if args.fix and args.detail:
+            raise UserError(f"--fix {args.fix}: detail channels need both encoder and decoder; leave out --detail")
 
     @classmethod
     def for_training(cls, args) -> ELIC:
@@ -373,8 +374,8 @@ class ELIC(Codec):
             codec.config = dataclasses.replace(codec.config, restoration=True)
         if args.detail:
             return codec.with_detail(args.detail)
-        if args.hard:
-            codec.fix_encoder()
+        if args.fix:
+            codec.fix(args.fix)
         if args.start == "linear" and not args.init_weights:
             codec.start_linear()
         return codec

@@ -3,8 +3,8 @@
 `transmit` hands each latent and its predicted distribution to a *latent coder* and gets back the decoded latent:
 
     TrainingRate   differentiable: bits under additive noise, latents rounded straight through   (needs TFC)
-    SeededRate     the same with noise that is the same each time: refinement of latents         (needs TFC)
-    HardRate       bits of rounded latents, differentiable for what predicts them: `train --hard` (needs TFC)
+    SoftRate       bits of rounded latents, latents rounded softly: for what latents come from   (needs TFC)
+    HardRate       bits of rounded latents, differentiable for what predicts them                (needs TFC)
     FloatRate      rounded latents, bits of the float entropy model: validation during training  (needs TFC)
     TableRate      rounded latents, bits of the tables that files are written with
     SymbolCount    counts symbols, for tables that fit them
@@ -126,11 +126,11 @@ class _FloatCoder:
         """
         result = dict(self._counted)
         for name, parts in self._joined():
-            result[name] = self._gaussian_bits(*parts, len(result))
+            result[name] = self._gaussian_bits(*parts)
         return result
 
-    def _gaussian_bits(self, latent: tf.Tensor, rows: tf.Tensor, mean: tf.Tensor, number: int) -> tf.Tensor:
-        """Bits [B] of latents [B, N]; `number`: of latents that came before."""
+    def _gaussian_bits(self, latent: tf.Tensor, rows: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+        """Bits [B] of latents [B, N]."""
         return self._models.latent(latent, rows, loc=mean, training=self.training)[1]
 
     def _joined(self):
@@ -164,28 +164,47 @@ class TrainingRate(_FloatCoder):
     training = True
 
 
-class SeededRate(_FloatCoder):
-    """As `TrainingRate`, with noise that a number decides, the same in each run.
+class SoftRate(_FloatCoder):
+    """Bits [B] by latent of rounded latents, and latents rounded softly; differentiable, for what latents come from.
 
-    seed: int32 [], such as the number of a step.
+    For refinement, and for an encoder that learns to serve a fixed decoder; a decoder must not learn from this: softly
+    rounded latents tell more than their bits pay for.
+
+    Straight-through gradients drive a latent to the threshold between two integers: on either side the error of the
+    picture pulls it to the other, and where it ends is chance. Rounded softly (Agustsson & Theis, "Universally
+    Quantized Neural Compression", NeurIPS 2020) it settles where the loss is least, and sharper and sharper ones settle
+    at integers. The slope of bits is what they rise by from half a step below to half a step above, which is the mean
+    of their gradient under uniform noise.
+
+    sharpness: float [] above 0, the α of soft rounding; 3 is for encoders that learn (`train --fix decoder`).
     """
 
-    training = True
-
-    def __init__(self, models: EntropyModels, seed: tf.Tensor):
+    def __init__(self, models: EntropyModels, sharpness: tf.Tensor | float = 3.0):
         super().__init__(models)
-        self._seed = seed
+        self._sharpness = sharpness
 
-    def _noisy(self, latent: tf.Tensor, number: int) -> tf.Tensor:
-        return latent + tf.random.stateless_uniform(tf.shape(latent), [self._seed, number], -0.5, 0.5)
+    def _round(self, latent: tf.Tensor) -> tf.Tensor:
+        import tensorflow_compression as tfc
 
-    def _gaussian_bits(self, latent, rows, mean, number):
-        return _bits(self._models.noisy_normal(rows, mean).log_prob(self._noisy(latent, number)))
+        return tfc.soft_round(latent, self._sharpness)
+
+    @staticmethod
+    def _sloped_bits(log_prob, latent: tf.Tensor) -> tf.Tensor:
+        here = tf.stop_gradient(latent)
+        slope = tf.stop_gradient(log_prob(here + 0.5) - log_prob(here - 0.5))
+        return _bits(log_prob(tf.round(here)) + slope * (latent - here))
 
     def factorized(self, name: str, latent: tf.Tensor, first_row: int, shape) -> tf.Tensor:
-        noisy = self._noisy(latent, len(self._counted))
-        self._counted[name] = _bits(self._models.prior.log_prob(noisy))
-        return round_through(latent)
+        self._counted[name] = self._sloped_bits(self._models.prior.log_prob, latent)
+        return self._round(latent)
+
+    def gaussian(self, name: str, latent: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
+        super().gaussian(name, latent, parameters)
+        mean, _ = tf.split(parameters, 2, -1)
+        return self._round(latent - mean) + mean
+
+    def _gaussian_bits(self, latent, rows, mean):
+        return self._sloped_bits(self._models.noisy_normal(rows, tf.zeros_like(mean)).log_prob, latent - mean)
 
 
 class HardRate(_FloatCoder):
@@ -198,7 +217,7 @@ class HardRate(_FloatCoder):
 
     training = False  # of the prior: it sees rounded hyper-latents
 
-    def _gaussian_bits(self, latent, rows, mean, number):
+    def _gaussian_bits(self, latent, rows, mean):
         symbols = tf.round(tf.stop_gradient(latent - mean))
         bits = _bits(self._models.noisy_normal(rows, tf.zeros_like(mean)).log_prob(symbols))
         noisy = latent + tf.random.uniform(tf.shape(latent), -0.5, 0.5)

@@ -9,14 +9,18 @@ files have the same format and decode in the same time.
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from models.errors import UserError
-from models.latents import SeededRate, TableRate
+from models.latents import SoftRate, TableRate
 
-#: Adam's, for latents in units of the quantiser's step and a loss in bits. Epsilon is as large as that so that a latent
-#: whose gradient is small, such as most of the zeros, moves little: Adam's usual one would move all of them alike.
-RATE, EPSILON = 0.05, 1.0
+#: Adam's, for latents in units of the quantiser's step and a loss in bits. The learning rate begins with
+#: RATE / sqrt(steps). Epsilon is as large as that so that a latent whose gradient is small, such as most of the zeros,
+#: moves little: Adam's usual one would move all of them alike.
+RATE, EPSILON = 1.0, 1.0
+#: Of soft rounding, at the first step and at the last: see `SoftRate`.
+SHARPNESS = 1.0, 6.0
 #: A step keeps all activations of the synthesis: some 2 GB a megapixel for ELIC `small`.
 MAX_PIXELS = 4_000_000
 
@@ -52,7 +56,7 @@ class Refiner:
         Args:
           images: padded pictures, [B, H, W, 3] in 0..255.
           analysed: what `Codec.analyse` makes of them.
-          steps: of Adam, with a learning rate that falls to 0 along a half cosine.
+          steps: of Adam, with a learning rate that falls to 0 along a half cosine while rounding sharpens.
           controls: of `Codec.transmit`, padded.
 
         Returns:
@@ -61,9 +65,10 @@ class Refiner:
         images = tf.cast(images, tf.float32)
         scale = self._codec.symbol_scale(**controls)
         symbols = tf.Variable(analysed * scale)
-        optimizer = tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(RATE, steps), epsilon=EPSILON)
-        for number in range(steps):
-            gradient = self._step(images, symbols.value(), scale, tf.constant(number), controls)
+        rate = tf.keras.optimizers.schedules.CosineDecay(RATE / np.sqrt(steps), steps)
+        optimizer = tf.keras.optimizers.Adam(rate, epsilon=EPSILON)
+        for sharpness in np.geomspace(*SHARPNESS, steps):
+            gradient = self._step(images, symbols.value(), scale, tf.constant(sharpness, tf.float32), controls)
             optimizer.apply_gradients([(gradient, symbols)])
         found = symbols / scale
         before, after = (
@@ -71,11 +76,11 @@ class Refiner:
         )
         return tf.where((after < before)[:, None, None, None], found, analysed)
 
-    def _gradient(self, images, symbols, scale, number, controls) -> tf.Tensor:
+    def _gradient(self, images, symbols, scale, sharpness, controls) -> tf.Tensor:
         """The gradient with respect to the symbols."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(symbols)
-            coder = SeededRate(self._trained.entropy_models, number)
+            coder = SoftRate(self._trained.entropy_models, sharpness)
             loss = self._loss(self._trained, coder, images, symbols / scale, controls)
         return tape.gradient(loss, symbols)
 

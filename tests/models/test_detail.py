@@ -136,8 +136,8 @@ def test_what_takes_no_detail_channels(narrow):
     [
         (("--detail", "8"), "--init_weights"),
         (("--init_weights", "x", "--detail", "0"), "--detail 0"),
-        (("--hard",), "--init_weights"),
-        (("--hard", "--init_weights", "x", "--detail", "8"), "leave out --detail"),
+        (("--fix", "encoder"), "--init_weights"),
+        (("--fix", "decoder", "--init_weights", "x", "--detail", "8"), "leave out --detail"),
     ],
 )
 def test_bad_flags_are_one_line(flags, says, capsys):
