@@ -149,7 +149,7 @@ def _add_refine_flag(parser, entry: registry.Entry) -> None:
             default=0,
             metavar="N",
             help="Fit the latents to each picture in N steps of gradient descent: better files that decode as fast, "
-            "for seconds a step and megapixel. 10 bring most of it. For pictures of 4 megapixels at most.",
+            "for seconds a step and megapixel. 5 bring most of it. For pictures of 4 megapixels at most.",
         )
 
 

@@ -176,10 +176,11 @@ class SoftRate(_FloatCoder):
     at integers. The slope of bits is what they rise by from half a step below to half a step above, which is the mean
     of their gradient under uniform noise.
 
-    sharpness: float [] above 0, the α of soft rounding; 3 is for encoders that learn (`train --fix decoder`).
+    sharpness: float [] above 0, the α of soft rounding. 6 is for encoders that learn: with 3 they came to send
+      fractions, which no file holds.
     """
 
-    def __init__(self, models: EntropyModels, sharpness: tf.Tensor | float = 3.0):
+    def __init__(self, models: EntropyModels, sharpness: tf.Tensor | float = 6.0):
         super().__init__(models)
         self._sharpness = sharpness
 
