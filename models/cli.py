@@ -433,6 +433,7 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
         if args.anchors is not None:
             mean = report.mean(measurements)
             print(report.standing(mean["bpp"], mean["psnr"], anchors))
+        sys.stdout.flush()  # a quality can take minutes, and this can be a file
         curve.append(measurements)
     test = report.curve_of(f"{model} {path.stem}", curve)
     if len(curve) > 1 and anchors:
