@@ -22,6 +22,9 @@ from models.coding import container
 from models.errors import UserError
 from models.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
+#: From so many files on `evaluate` works with graphs: making them takes longer than some of the work without.
+TRACE_FROM = 16
+
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
     """Runs the command line of `model` and exits.
@@ -417,6 +420,9 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
     for quality in args.quality:
         codec.rate_control.check_quality(quality)
     refine = _refine_controls(args)
+    if len(inputs) * len(args.quality) >= TRACE_FROM:
+        codec.trace()
+    facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings(), **refine}
     code, curve = 0, []
     for quality in args.quality:
         measurements = []
@@ -435,22 +441,15 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             print(report.standing(mean["bpp"], mean["psnr"], anchors))
         sys.stdout.flush()  # a quality can take minutes, and this can be a file
         curve.append(measurements)
+        if args.json:  # after each quality: who stops before the last one keeps the others
+            if len(args.quality) > 1:
+                facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
+            report.write_json(args.json, measurements, force=args.force or len(curve) > 1, **facts)
     test = report.curve_of(f"{model} {path.stem}", curve)
     if len(curve) > 1 and anchors:
         print(report.bd_rates(test, anchors))
     if args.plot:
         report.plot(args.plot, [test], anchors, force=args.force)
-    if args.json:
-        facts = {
-            "model": model,
-            "weights": path.name,
-            "weights_id": codec.weights_id.hex(),
-            **codec.settings(),
-            **refine,
-        }
-        if len(curve) > 1:
-            facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
-        report.write_json(args.json, curve[-1], force=args.force, **facts)
     if args.record and not code:
         weights.annotate(path, **{args.record: "; ".join(map(_mean_figures, curve))})
     return code

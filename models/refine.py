@@ -43,12 +43,13 @@ class Refiner:
     Args:
       codec: that is to write them.
       trained: the same with the variables of training, as of `Codec.in_training_form`: gradients are of its float form.
-      traced: make a graph for each size of pictures, for programs that handle many.
+      traced: make a graph, for programs that handle many pictures.
     """
 
     def __init__(self, codec, trained, traced: bool = False):
         self._codec, self._trained = codec, trained
-        self._step = tf.function(self._gradient, autograph=False) if traced else self._gradient
+        step = self._gradient
+        self._step = tf.function(step, autograph=False, reduce_retracing=True) if traced else step
 
     def __call__(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict[str, tf.Tensor]) -> tf.Tensor:
         """Better latents.

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from models import cli, images
+from models.codec import Codec
 from models.coding import container
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -425,6 +427,25 @@ def test_evaluate_prints_a_table_and_writes_json(run, tiny, crop):
     assert f"{first['psnr']:.3f}" in table[1] and f"{first['bpp']:.4f}" in table[1]
     assert run("evaluate", "a.png", "--json", "figures.json", "--force", *W) == 0
     assert len(json.loads(Path("figures.json").read_text())["pictures"]) == 1
+
+
+@pytest.mark.parametrize("refine", [0, 2])
+def test_evaluate_makes_graphs_for_many_files(run, crop, monkeypatch, refine):
+    for size, name in (((180, 200), "a.png"), ((200, 180), "b.png"), ((190, 190), "c.png")):
+        save(name, crop(*size))
+    trace = mock.Mock(side_effect=Codec.trace)
+    monkeypatch.setattr(Codec, "trace", lambda codec: trace(codec))
+    figures = []
+    for first in (4, 3):
+        monkeypatch.setattr(cli, "TRACE_FROM", first)
+        assert not trace.called
+        assert run("evaluate", "?.png", "-f", "--refine", refine, "--json", "figures.json", *W) == 0
+        figures.append(json.loads(Path("figures.json").read_text())["pictures"])
+    assert trace.called
+    for one, other in zip(*figures):
+        assert one["name"] == other["name"]
+        assert one["num_bytes"] == pytest.approx(other["num_bytes"], abs=5 if refine else 0)
+        assert one["psnr"] == pytest.approx(other["psnr"], abs=0.05 if refine else 0.001)
 
 
 # --- train -------------------------------------------------------------------------------------------------------

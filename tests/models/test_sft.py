@@ -1,6 +1,8 @@
 """SFT on the contract: maps as controls, what they do to files, and what is said of bad ones."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from eval import region as region_program
+from eval import sweep
 from models import cli, serving, task_map
 from models.codec import load, load_for_training, to_uint8
 from models.coding import container
@@ -357,6 +360,21 @@ def test_usage_errors(run, flags):
 def test_evaluate_gives_a_curve(run):
     assert run("evaluate", "picture.png", "--quality", "0,1", "--json", "curve.json") == 0
     assert "quality 0" in run.out and "quality 1" in run.out
+    assert [point["quality"] for point in json.loads(Path("curve.json").read_text())["curve"]] == [0, 1]
+
+
+def test_evaluate_that_is_stopped_keeps_what_it_has(run, monkeypatch):
+    def measure(codec, image, name, quality):
+        if quality:
+            raise KeyboardInterrupt
+        return once(codec, image, name, quality=quality)
+
+    once = sweep.measure
+    monkeypatch.setattr(sweep, "measure", measure)
+    assert run("evaluate", "picture.png", "--quality", "0,1", "--json", "curve.json") == 130
+    figures = json.loads(Path("curve.json").read_text())
+    assert [point["quality"] for point in figures["curve"]] == [0]
+    assert figures["pictures"][0]["bpp"] == figures["curve"][0]["bpp"] > 0
 
 
 # --- trained weights ----------------------------------------------------------------------------------------------
