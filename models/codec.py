@@ -528,6 +528,10 @@ class Codec(tf.keras.Model):
             self._refiner = Refiner(self, self.in_training_form(), traced=bool(self._traced))
         return self._refiner(images, analysed, steps, controls)
 
+    def start_linear(self) -> None:
+        """Lets untrained transforms begin as a linear one, where a model can; see `transforms/linear_start.py`."""
+        raise NotImplementedError
+
     def in_training_form(self) -> Codec:
         """This codec with the variables of training, from its file; one that was trained just now is that itself."""
         return self if self.path is None else load_for_training(self.path)
@@ -713,6 +717,17 @@ class Codec(tf.keras.Model):
             "Several, with commas between, train one set of weights for all rates from the first to the last.",
         )
 
+    @staticmethod
+    def add_start_flag(parser) -> None:
+        """Adds --start, for models with a `start_linear`."""
+        parser.add_argument(
+            "--start",
+            choices=("linear", "random"),
+            default="linear",
+            help="How the transforms begin: linear, as a block transform that already works, from which they learn "
+            "the rest much sooner, or random, as in the paper. Without a meaning if there are --init_weights.",
+        )
+
     @classmethod
     def check_train_flags(cls, args) -> None:
         """UserError if the model's own flags make no sense; before anything is loaded."""
@@ -723,7 +738,10 @@ class Codec(tf.keras.Model):
         """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
         if args.init_weights:
             return load_for_training(args.init_weights, lmbda=args.lmbda)
-        return cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
+        codec = cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
+        if getattr(args, "start", None) == "linear":
+            codec.start_linear()
+        return codec
 
     @classmethod
     def add_compress_flags(cls, parser, rate) -> None:

@@ -206,7 +206,7 @@ class ELIC(Codec):
             unit = 1.0
         detail.begin(self.detail_analysis, self.detail_synthesis, self.config.deep, unit, shown)
         for chain in (self.analysis_exchange, self.synthesis_exchange):
-            linear_start.silence(chain.layers[0])
+            chain.layers[0].pass_through()
         # A random network would predict them far off, and the more bits that costs the more it would disturb the rest.
         last = self.parameters[-1]
         last.kernels[-1].assign(tf.zeros_like(last.kernels[-1]))
@@ -325,13 +325,7 @@ class ELIC(Codec):
     def add_train_flags(cls, parser) -> None:
         """The flags of all, and --start."""
         super().add_train_flags(parser)
-        parser.add_argument(
-            "--start",
-            choices=("linear", "random"),
-            default="linear",
-            help="How the transforms begin: linear, as a block transform that already works, from which they learn "
-            "the rest much sooner, or random, as in the paper. Without a meaning if there are --init_weights.",
-        )
+        cls.add_start_flag(parser)
         parser.add_argument(
             "--detail",
             type=int,
@@ -376,8 +370,6 @@ class ELIC(Codec):
             return codec.with_detail(args.detail)
         if args.fix:
             codec.fix(args.fix)
-        if args.start == "linear" and not args.init_weights:
-            codec.start_linear()
         return codec
 
 

@@ -37,7 +37,7 @@ from models.errors import UserError
 from models.lambdas import numbers
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
-from transforms import quality_maps
+from transforms import linear_start, quality_maps
 from transforms import sft as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, spatially
 from transforms.resample import pad_to_multiple
@@ -139,6 +139,13 @@ class SFT(Codec):
             c.widths, c.latents, self.prior_channels(), c.recovered, sizes, c.condition_widths
         )
 
+    def start_linear(self) -> None:
+        """See `Codec`. The step is the best one at quality 1/2, as of ELIC's."""
+        self.analysis.build()
+        self.synthesis.build()
+        step = np.sqrt(18 / (np.log(2) * float(self.lambda_map(0.5)))) / 255
+        linear_start.begin(self.analysis, self.synthesis, LATENT_SCALE * step)
+
     def prior_channels(self) -> int:
         return self.config.hyper_channels + 1  # and the quality
 
@@ -192,7 +199,8 @@ class SFT(Codec):
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """bpp + mean of λ(q) · squared error (paper, equation 4), q a random map; see `Codec.losses`.
 
-        For validation the maps are uniform, from 0 to 1 over the batch, the same at each time.
+        For validation the maps are uniform, from 0 to 1 over the batch, the same at each time; in training pictures of
+        low qualities count more (`Codec._level_weights` says why).
 
         images: [B, H, W, 3]; or [B, H, W, 4] from data with segmentation masks, the last channel being the class of
           each pixel (0..255): some maps have a level per class then.
@@ -208,11 +216,20 @@ class SFT(Codec):
         reconstruction, bits = self(images, training=training, quality_map=quality_map)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
         figures["loss"] = self.rate_distortion(images, reconstruction, figures["bpp"], quality_map)
+        if training:
+            figures["loss"] *= self._map_weights(quality_map)
         figures = {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
         # Four inverse GDNs in a row can blow up in the first hundred steps: such a batch teaches nothing.
         loss = figures["loss"]
         figures["loss"] = tf.where(loss < SKIPPED_LOSS, loss, tf.stop_gradient(loss))
         return figures
+
+    def _map_weights(self, quality_map: tf.Tensor) -> tf.Tensor:
+        """What pictures with these maps count in training, [B]: `Codec._level_weights` of the mean quality."""
+        low, high = self.lambdas
+        fall = np.log(high / low) / 2  # of log(1 / sqrt(λ)) from quality 0 to 1
+        mean_weight = (1 - np.exp(-fall)) / fall
+        return tf.exp(-fall * tf.reduce_mean(quality_map, [1, 2, 3])) / mean_weight
 
     def rate_distortion(self, images, reconstruction, bpp, quality_map):
         weighted = self.lambda_map(quality_map) * tf.math.squared_difference(reconstruction, images)
@@ -235,6 +252,7 @@ class SFT(Codec):
             help="λ of the loss bpp + λ · squared error (0..255 scale) at qualities 0 and 1, rising exponentially in "
             "between. Those of the paper by default.",
         )
+        cls.add_start_flag(parser)
 
     @classmethod
     def check_train_flags(cls, args) -> None:

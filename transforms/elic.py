@@ -17,6 +17,10 @@ from transforms.resample import Downsample, Upsample
 Layer = tf.keras.layers.Layer
 Conv2D = tf.keras.layers.Conv2D
 
+#: Where the gate of an attention that passes through begins, before its sigmoid: next to closed, not so far that it
+#: could not open.
+CLOSED = -6.0
+
 
 class _SameShape(Layer):
     """A layer whose output has the shape of its input."""
@@ -49,6 +53,10 @@ class ResidualBottleneck(_SameShape):
         x = x + self.expand(self.spatial(self.reduce(x)))
         return tf.nn.relu(x) if self.final_relu else x
 
+    def pass_through(self) -> None:
+        """See `transforms/linear_start.py`."""
+        self.expand.kernel.assign(tf.zeros_like(self.expand.kernel))
+
 
 class Attention(_SameShape):
     """x + trunk(x) * sigmoid(mask(x)), trunk and mask of three residual units each. [B, H, W, c] -> [B, H, W, c]."""
@@ -71,6 +79,13 @@ class Attention(_SameShape):
         for unit in self.mask:
             mask = unit(mask)
         return x + trunk * tf.sigmoid(self.gate(mask))
+
+    def pass_through(self) -> None:
+        """See `transforms/linear_start.py`: of what it is given it passes all on, and adds next to nothing."""
+        for unit in self.trunk:
+            unit.pass_through()
+        self.gate.kernel.assign(tf.zeros_like(self.gate.kernel))
+        self.gate.bias.assign(tf.fill(self.gate.bias.shape, CLOSED))
 
 
 def _bottlenecks(channels: int, stage: int) -> list[Layer]:

@@ -1,10 +1,10 @@
 """A start for analysis and synthesis: the linear transform of a classical codec.
 
-Where strided convolutions are joined by residual blocks alone, as in ELIC, a network can begin as any linear transform
-in stages of 2x2 blocks: the convolutions hold it, the residual blocks add nothing at first, and what else the network
-can do it learns from there. Here each stage takes the principal components of four neighbours, which pack most of the
-energy into the fewest channels, and the synthesis begins as the inverse. No picture is needed for it: how much pixels
-resemble their neighbours differs little between photographs.
+Where strided convolutions are joined by layers that can pass on what they are given, such as residual blocks, a
+network can begin as any linear transform in stages of 2x2 blocks: the convolutions hold it, the other layers do nothing
+at first, and what else the network can do it learns from there. Here each stage takes the principal components of four
+neighbours, which pack most of the energy into the fewest channels, and the synthesis begins as the inverse. No picture
+is needed for it: how much pixels resemble their neighbours differs little between photographs.
 
 A random start has to learn first that a picture can be taken apart and put together again, which takes thousands of
 steps, and the more the higher the rate.
@@ -18,15 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from transforms.chain import Chain
-from transforms.elic import Attention, ResidualBottleneck
 from transforms.resample import Downsample, Upsample
 
 #: Correlation of pixels at a distance of 1 and that of red, green and blue of a pixel: of photographs, roughly.
 PIXEL_CORRELATION = 0.99
 COLOUR_CORRELATION = 0.93
-
-#: Where the gate of an attention begins, before its sigmoid: next to closed, not so far that it could not open.
-CLOSED = -6.0
 
 
 def principal_components(widths: Sequence[int]) -> list[np.ndarray]:
@@ -61,7 +57,10 @@ def covariance(side: int) -> np.ndarray:
 
 
 def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
-    """Lets two transforms of ELIC's kind, built but not trained, begin as that transform and its inverse.
+    """Lets two transforms, built but not trained, begin as that transform and its inverse.
+
+    Layers in between are convolutions of stride 1 before the first stage or behind the last, or have a method
+    `pass_through()`: not trained yet, they then give what they are given, and can still learn all that they could.
 
     step: that of the quantiser, in the units of the images: latents are the components, divided by it.
     """
@@ -74,18 +73,18 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
         _place(decode.kernel, stage / scale, whole_input=True)
     for chain in (analysis, synthesis):
         for layer in chain.layers:
-            if isinstance(layer, ResidualBottleneck):
-                silence(layer)
-            elif isinstance(layer, Attention):
-                for unit in layer.trunk:
-                    silence(unit)
-                layer.gate.kernel.assign(tf.zeros_like(layer.gate.kernel))
-                layer.gate.bias.assign(tf.fill(layer.gate.bias.shape, CLOSED))
+            if hasattr(layer, "pass_through"):
+                layer.pass_through()
+            elif isinstance(layer, tf.keras.layers.Conv2D) and layer.strides == (1, 1):
+                _pass_colours(layer.kernel)
 
 
-def silence(block: ResidualBottleneck) -> None:
-    """Lets a block, built but not trained, add nothing."""
-    block.expand.kernel.assign(tf.zeros_like(block.expand.kernel))
+def _pass_colours(kernel: tf.Variable) -> None:
+    """Lets a convolution to or from the picture's resolution take the colours to the first channels, or from them."""
+    value = kernel.numpy()
+    value[..., :3] = 0
+    value[kernel.shape[0] // 2, kernel.shape[1] // 2, :3, :3] = np.eye(3)
+    kernel.assign(value)
 
 
 def _place(kernel: tf.Variable, stage: np.ndarray, whole_input: bool = False) -> None:

@@ -100,6 +100,10 @@ class SFT(Layer):
         gamma, beta = tf.split(self.gamma_beta(self.hidden(condition)), 2, -1)
         return x * (1 + gamma) + beta
 
+    def pass_through(self) -> None:
+        """See `transforms/linear_start.py`."""
+        self.gamma_beta.kernel.assign(tf.zeros_like(self.gamma_beta.kernel))
+
     def compute_output_shape(self, input_shape):
         return input_shape
 
@@ -123,6 +127,10 @@ class SFTResidualBlock(Layer):
     def call(self, x, condition):
         y = self.conv1(tf.nn.leaky_relu(self.sft1(x, condition), 0.2))
         return x + self.conv2(tf.nn.leaky_relu(self.sft2(y, condition), 0.2))
+
+    def pass_through(self) -> None:
+        """See `transforms/linear_start.py`."""
+        self.conv2.kernel.assign(tf.zeros_like(self.conv2.kernel))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -172,16 +172,22 @@ def test_bad_maps(sft, picture, map_, message):
 
 
 def test_loss_weighs_every_pixel_by_its_quality(sft, monkeypatch, crop):
-    """The loss of one map is the sum over the pixels, each with the λ of equation 5."""
-    images = tf.constant(crop(32, 48)[None], tf.float32)
-    map_ = tf.random.uniform([1, 32, 48, 1])
+    """The loss of one map is the sum over the pixels, each with the λ of equation 5; low qualities count more."""
+    images = tf.constant(np.stack([crop(32, 48), crop(32, 48, top=90)]), tf.float32)
+    map_ = tf.random.uniform([2, 32, 48, 1]) * np.reshape([0.3, 1.0], [2, 1, 1, 1]).astype(np.float32)
     monkeypatch.setattr("transforms.quality_maps.training_maps", lambda shape, masks: map_)
     monkeypatch.setattr(sft, "_rate_coder", lambda training: fixed_coder(sft))
     losses = sft.losses(images, training=True)
     reconstruction, bits = sft(images, training=True, quality_map=map_)
-    lambdas = 0.002 * (0.1 / 0.002) ** map_.numpy()
-    expected = float(sum(bits.values())) / (32 * 48) + np.mean(lambdas * np.square(reconstruction - images))
-    assert float(losses["loss"]) == pytest.approx(expected, rel=1e-4)
+
+    def lambdas(q):
+        return 0.002 * (0.1 / 0.002) ** np.asarray(q)
+
+    error = lambdas(map_) * np.square(reconstruction - images)
+    expected = sum(bits.values()) / (32 * 48) + np.mean(error, (1, 2, 3))
+    weights = lambdas(np.mean(map_, (1, 2, 3))) ** -0.5 / np.mean(lambdas(np.linspace(0, 1, 10001)) ** -0.5)
+    assert weights[0] > 1.5 * weights[1]
+    assert float(losses["loss"]) == pytest.approx(np.mean(weights * expected), rel=1e-4)
 
 
 def fixed_coder(codec):

@@ -1,4 +1,4 @@
-"""The linear start of ELIC's transforms."""
+"""The linear start of transforms: ELIC's, and SFT's."""
 
 import argparse
 
@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from models.elic import ELIC, Config
 from models.registry import get
+from models.sft import PRESETS as SFT_PRESETS
+from models.sft import SFT
 from transforms import linear_start
 
 # More channels than the first stages have components, and fewer than the last ones.
@@ -107,3 +109,66 @@ def test_command_line_flag():
     linear, random = made("--start", "linear"), made("--start", "random")
     assert psnr(linear.reconstruct(linear.analyse(picture)), picture) > 30
     assert psnr(random.reconstruct(random.analyse(picture)), picture) < 20
+
+
+# --- SFT, which has convolutions at full resolution and GDNs in between ---------------------------------------------
+
+
+def sft_shown(codec, pictures, quality: float, rounded: bool = False):
+    """Pictures from latents that are not coded; the hyper-latent says nothing but the quality."""
+    batch, height, width, _ = pictures.shape
+    y = codec.analyse(tf.constant(pictures), tf.fill([batch, height, width, 1], quality))
+    z = np.zeros([batch, height // 64, width // 64, codec.prior_channels()], np.float32)
+    z[..., -1] = 16 * (quality - 0.5)
+    scale = codec.latent_scale(tf.constant(z), height // 16, width // 16)
+    return codec.reconstruct((tf.round(y * scale) / scale if rounded else y, tf.constant(z)))
+
+
+@pytest.fixture(scope="module")
+def sft():
+    codec = SFT(SFT_PRESETS["small"], lmbda=(0.001, 0.08))
+    codec.start_linear()
+    return codec
+
+
+def test_sft_begins_as_a_block_transform_at_every_quality(sft, photographs):
+    pictures = photographs[:, :128, :192]
+    for quality in (0.0, 0.5, 1.0):
+        assert psnr(sft_shown(sft, pictures, quality), pictures) > 38
+    rounded = [psnr(sft_shown(sft, pictures, quality, rounded=True), pictures) for quality in (0.0, 0.5, 1.0)]
+    assert rounded[0] > 27 and min(np.diff(rounded)) > 2
+    random = SFT(SFT_PRESETS["small"], lmbda=(0.001, 0.08))
+    assert psnr(sft_shown(random, pictures, 0.5), pictures) < 20
+
+
+def test_sft_step_follows_lambda(sft, photographs):
+    pictures = photographs[:, :128, :192]
+    finer = SFT(SFT_PRESETS["small"], lmbda=(0.004, 0.32))
+    finer.start_linear()
+    maps = tf.fill([*pictures.shape[:3], 1], 0.5)
+    of_both = [np.std(codec.analyse(tf.constant(pictures), maps), axis=(0, 1, 2))[:32] for codec in (sft, finer)]
+    np.testing.assert_allclose(of_both[1] / of_both[0], 2, rtol=0.01)
+
+
+def test_all_of_sft_learns_from_a_linear_start(photographs):
+    codec = SFT(SFT_PRESETS["small"], lmbda=(0.001, 0.08))
+    codec(tf.zeros([1, 64, 64, 3]), training=True)
+    codec.start_linear()
+    codec.compile(tf.keras.optimizers.Adam(1e-4))
+    for _ in range(2):  # behind kernels of zeros learning begins with the second step
+        codec.train_step(photographs[:, :64, :64])
+    with tf.GradientTape() as tape:
+        loss = codec.losses(photographs[:, :64, :64], training=True)["loss"]
+    names = [n for n in codec.named_variables() if n.startswith(("analysis/", "synthesis/"))]
+    gradients = tape.gradient(loss, [codec.named_variables()[n] for n in names])
+    assert len(names) > 100
+    assert [n for n, g in zip(names, gradients) if g is None or not np.any(g)] == []
+
+
+def test_sft_command_line_flag(photographs):
+    parser = argparse.ArgumentParser()
+    SFT.add_train_flags(parser)
+    pictures = photographs[:, :64, :64]
+    for start, works in (((), True), (("--start", "linear"), True), (("--start", "random"), False)):
+        arguments = parser.parse_args(start, argparse.Namespace(init_weights=None, preset="small"))
+        assert (psnr(sft_shown(SFT.for_training(arguments), pictures, 0.5), pictures) > 30) == works
