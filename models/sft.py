@@ -89,7 +89,7 @@ PRESETS = {
     # What is computed at every pixel is what costs; there, and in all that has the width of a condition, it is narrow.
     "small": Config(
         widths=(16, 32, 64, 96),
-        latents=128,
+        latents=192,
         hyper_channels=64,
         hyper_widths=(64, 96),
         recovered=24,
