@@ -126,6 +126,10 @@ class Codec(tf.keras.Model):
     def prior_channels(self) -> int:
         raise NotImplementedError
 
+    def start_linear(self) -> None:
+        """Lets untrained transforms begin as a linear one, where a model can; see `transforms/linear_start.py`."""
+        raise NotImplementedError
+
     def make_rate_control(self) -> RateControl:
         """What can be asked of these weights: a quality where there are several λ, else nothing."""
         return QualityLevels(len(self.lambdas)) if self.variable_rate else RateControl()
@@ -527,10 +531,6 @@ class Codec(tf.keras.Model):
         if self._refiner is None:
             self._refiner = Refiner(self, self.in_training_form(), traced=bool(self._traced))
         return self._refiner(images, analysed, steps, controls)
-
-    def start_linear(self) -> None:
-        """Lets untrained transforms begin as a linear one, where a model can; see `transforms/linear_start.py`."""
-        raise NotImplementedError
 
     def in_training_form(self) -> Codec:
         """This codec with the variables of training, from its file; one that was trained just now is that itself."""

@@ -174,12 +174,7 @@ class ELIC(Codec):
         return 0.5 * np.log(np.array(self.lambdas) / one)
 
     def start_linear(self) -> None:
-        """Lets untrained transforms begin as a linear one; see `transforms.linear_start`.
-
-        Its step is the best one for values that are all worth coding: of variance D = step² / 12 is the distortion
-        then, and three values a pixel cost 3/2 log2 (1 / D) bits more or less, with the slope -λ where
-        D = 3 / (2 ln 2 λ).
-        """
+        """See `Codec`."""
         self.analysis.build()
         self.synthesis.build()
         linear_start.begin(self.analysis, self.synthesis, self._first_step())
@@ -188,8 +183,7 @@ class ELIC(Codec):
             self._begin_detail(shown=True)
 
     def _first_step(self) -> float:
-        lmbda = np.exp(np.mean(np.log(self.lambdas)))
-        return float(np.sqrt(18 / (np.log(2) * lmbda)) / 255)
+        return linear_start.best_step(np.exp(np.mean(np.log(self.lambdas))))
 
     def _begin_detail(self, shown: bool) -> None:
         """Lets detail channels that are built begin as the components that follow the deep ones'; see `detail.begin`.
@@ -323,7 +317,7 @@ class ELIC(Codec):
 
     @classmethod
     def add_train_flags(cls, parser) -> None:
-        """The flags of all, and --start."""
+        """The flags of all, and ELIC's own."""
         super().add_train_flags(parser)
         cls.add_start_flag(parser)
         parser.add_argument(

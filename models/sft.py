@@ -140,10 +140,10 @@ class SFT(Codec):
         )
 
     def start_linear(self) -> None:
-        """See `Codec`. The step is the best one at quality 1/2, as of ELIC's."""
+        """See `Codec`. The step is the best one at quality 1/2."""
         self.analysis.build()
         self.synthesis.build()
-        step = np.sqrt(18 / (np.log(2) * float(self.lambda_map(0.5)))) / 255
+        step = linear_start.best_step(float(self.lambda_map(0.5)))
         linear_start.begin(self.analysis, self.synthesis, LATENT_SCALE * step)
 
     def prior_channels(self) -> int:
