@@ -43,7 +43,7 @@ from models.coding.tables import NUM_SCALES
 from models.errors import UserError, one_line
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
-from transforms import checkerboard, cheng, deep_features, enhance, hific
+from transforms import checkerboard, cheng, deep_features, enhance, hific, linear_start
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.resample import pad_to_multiple
 from transforms.tiling import Reach
@@ -220,6 +220,12 @@ class ELC(Codec):
     def enhances(self) -> bool:
         """Whether there is an enhanced decoder."""
         return self.stage in ("decoder", "adversarial")
+
+    def start_linear(self) -> None:
+        """See `Codec`."""
+        self.analysis.build()
+        self.synthesis.build()
+        linear_start.begin(self.analysis, self.synthesis, linear_start.best_step(self.lmbda))
 
     def prior_channels(self) -> int:
         return self.config.width
@@ -457,7 +463,8 @@ class ELC(Codec):
 
     @classmethod
     def add_train_flags(cls, parser) -> None:
-        """--stage, --lambda, --lambda_class, --classifier, --perceptual."""
+        """--start, --stage, --lambda, --lambda_class, --classifier, --perceptual."""
+        cls.add_start_flag(parser)
         parser.add_argument(
             "--stage",
             choices=STAGES,
@@ -516,7 +523,7 @@ class ELC(Codec):
     def for_training(cls, args) -> ELC:
         """A new codec of stage "base", or one of any stage that begins with the weights of --init_weights."""
         if not args.init_weights:
-            return cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
+            return super().for_training(args)
         path, before = args.init_weights, load_for_training(args.init_weights)
         if not isinstance(before, cls):
             raise UserError(f"{path}: weights of {before.entry.name}, not of {cls.entry.name}")

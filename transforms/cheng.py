@@ -7,12 +7,13 @@ with the same number of channels N everywhere.
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from transforms.chain import Chain
 from transforms.elic import Attention
 from transforms.gdn import GDN
-from transforms.resample import Downsample, Subsample
+from transforms.resample import Downsample, Subsample, place_block
 
 Layer = tf.keras.layers.Layer
 Conv2D = tf.keras.layers.Conv2D
@@ -40,6 +41,15 @@ class SubPixelConv(Conv2D):
         batch, height, width, _ = input_shape
         height, width = (size and 2 * size for size in (height, width))
         return tf.TensorShape([batch, height, width, self.filters // 4])
+
+    def hold(self, stage) -> None:
+        """See `transforms/linear_start.py`. Channels beyond the stage's have no part in what it makes at first."""
+        fine, coarse = stage.kernel.shape[2:]
+        value = self.kernel.numpy()
+        by_phase = value.reshape(*value.shape[:3], 4, -1)  # a view: [3, 3, coarse, phase, fine]
+        by_phase[..., :fine] = 0
+        by_phase[1, 1, :coarse, :, :fine] = stage.kernel.reshape(4, fine, coarse).transpose(2, 0, 1)
+        self.kernel.assign(value)
 
 
 class _Residual(Layer):
@@ -79,6 +89,10 @@ class ResidualBlock(_Residual):
             name=name,
         )
 
+    def pass_through(self) -> None:
+        """See `transforms/linear_start.py`: nearly so. At zero the last leaky ReLU would have next to no gradient."""
+        self.second.kernel.assign(0.01 * self.second.kernel)
+
 
 class ResidualDown(_Residual):
     """[3x3 stride 2, leaky ReLU, 3x3, GDN](x) + [1x1](every other x): [B, H, W, C] -> [B, H / 2, W / 2, channels]."""
@@ -91,6 +105,27 @@ class ResidualDown(_Residual):
             Subsample(channels, name="skip"),
             name=name,
         )
+        self.filters = channels
+
+    def hold(self, stage) -> None:
+        """See `transforms/linear_start.py`. Channels beyond the stage's keep their random start.
+
+        What the skip does not see goes through the first convolution as x and as -x: the difference of their leaky
+        ReLUs is linear.
+        """
+        skip, take, give = stage.past_first(self.filters // 2)
+        fine, coarse = skip.shape
+        rank = len(give)
+        first, second, past = (layer.kernel.numpy() for layer in (self.first, self.second, self.skip.conv))
+        first[..., : 2 * rank] = 0
+        self.first.kernel.assign(place_block(first, np.concatenate([take, -take], -1)))
+        second[..., :coarse] = 0
+        second[1, 1, : 2 * rank, :coarse] = np.concatenate([give, -give]) / (1 + SLOPE)
+        self.second.kernel.assign(second)
+        past[..., :coarse] = 0
+        past[0, 0, :fine, :coarse] = skip
+        self.skip.conv.kernel.assign(past)
+        self.last.pass_through()
 
 
 class ResidualUp(_Residual):
@@ -104,6 +139,12 @@ class ResidualUp(_Residual):
             SubPixelConv(channels, name="skip"),
             name=name,
         )
+
+    def hold(self, stage) -> None:
+        """See `transforms/linear_start.py`. The skip does it all; the other way begins near silence."""
+        self.skip.hold(stage)
+        self.second.kernel.assign(0.01 * self.second.kernel)
+        self.last.pass_through()
 
 
 def analysis(width: int) -> Chain:

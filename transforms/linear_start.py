@@ -1,10 +1,14 @@
 """A start for analysis and synthesis: the linear transform of a classical codec.
 
-Where strided convolutions are joined by layers that can pass on what they are given, such as residual blocks, a
-network can begin as any linear transform in stages of 2x2 blocks: the convolutions hold it, the other layers do nothing
-at first, and what else the network can do it learns from there. Here each stage takes the principal components of four
-neighbours, which pack most of the energy into the fewest channels, and the synthesis begins as the inverse. No picture
-is needed for it: how much pixels resemble their neighbours differs little between photographs.
+Where layers that halve or double the resolution are joined by others that can pass on what they are given, such as
+residual blocks, a network can begin as any linear transform in stages of 2x2 blocks: the former hold it, the others do
+nothing at first, and what else the network can do it learns from there. Here each stage takes the principal components
+of four neighbours, which pack most of the energy into the fewest channels, and the synthesis begins as the inverse. No
+picture is needed for it: how much pixels resemble their neighbours differs little between photographs.
+
+Layers say themselves how they do it. One that changes the resolution has a method `hold(stage)`, and begins as a
+`Stage` or, in a synthesis, as its transpose; others have `pass_through()`, or are convolutions of stride 1 before the
+first stage or behind the last.
 
 A random start has to learn first that a picture can be taken apart and put together again, which takes thousands of
 steps, and the more the higher the rate.
@@ -12,27 +16,63 @@ steps, and the more the higher the rate.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from transforms.chain import Chain
-from transforms.resample import Downsample, Upsample
 
 #: Correlation of pixels at a distance of 1 and that of red, green and blue of a pixel: of photographs, roughly.
 PIXEL_CORRELATION = 0.99
 COLOUR_CORRELATION = 0.93
 
 
-def principal_components(widths: Sequence[int]) -> list[np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A linear map of 2x2 neighbours.
+
+    kernel: float32 [2, 2, fine, coarse], channels at the finer and at the coarser resolution.
+    covariance: of the four neighbours, float64 [4 fine, 4 fine], in the order of the kernel.
+    """
+
+    kernel: np.ndarray
+    covariance: np.ndarray
+
+    def times(self, factor: float) -> Stage:
+        """The stage with `factor` times its kernel."""
+        return dataclasses.replace(self, kernel=self.kernel * np.float32(factor))
+
+    def past_first(self, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The stage in two ways, for a layer with a skip that sees but the first of the four neighbours.
+
+        The skip gives what the first neighbour tells of the components, the other way the rest of them as well as a
+        map of that rank can (reduced-rank regression).
+
+        Returns:
+          float32: skip [fine, coarse]; take [2, 2, fine, r] and give [r, coarse], the other way's two halves, r at most
+          `rank` and no larger than it need be.
+        """
+        fine, coarse = self.kernel.shape[2:]
+        whole = self.kernel.reshape(-1, coarse).astype(np.float64)
+        skip = np.linalg.lstsq(self.covariance[:fine, :fine], self.covariance[:fine] @ whole, rcond=None)[0]
+        rest = whole.copy()
+        rest[:fine] -= skip
+        power, directions = np.linalg.eigh(rest.T @ self.covariance @ rest)
+        give = directions[:, power > 1e-6 * power[-1]][:, ::-1][:, :rank].T
+        take = (rest @ give.T).reshape(2, 2, fine, -1)
+        return skip.astype(np.float32), take.astype(np.float32), give.astype(np.float32)
+
+
+def principal_components(widths: Sequence[int]) -> list[Stage]:
     """The stages of an orthonormal transform of RGB blocks, each of which takes four neighbours of the one before.
 
     Args:
       widths: at most so many components each stage has, fine to coarse.
 
     Returns:
-      [2, 2, channels in, channels out] of each stage, the components of the most energy first.
+      The stages, the components of the most energy first.
     """
     stages, transform = [], np.eye(3).reshape(3, 1, 1, 3)  # of a block: [components, height, width, 3]
     for width in widths:
@@ -41,9 +81,10 @@ def principal_components(widths: Sequence[int]) -> list[np.ndarray]:
         for y, x in np.ndindex(2, 2):
             four[y, x, :, y * side : (y + 1) * side, x * side : (x + 1) * side] = transform
         flat = four.reshape(4 * count, -1)
-        _, vectors = np.linalg.eigh(flat @ covariance(2 * side) @ flat.T)
+        of_four = flat @ covariance(2 * side) @ flat.T
+        _, vectors = np.linalg.eigh(of_four)
         chosen = vectors[:, ::-1][:, : min(width, 4 * count)]
-        stages.append(chosen.reshape(2, 2, count, -1).astype(np.float32))
+        stages.append(Stage(chosen.reshape(2, 2, count, -1).astype(np.float32), of_four))
         transform = (chosen.T @ flat).reshape(-1, 2 * side, 2 * side, 3)
     return stages
 
@@ -68,23 +109,22 @@ def best_step(lmbda: float) -> float:
 def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
     """Lets two transforms, built but not trained, begin as that transform and its inverse.
 
-    Layers in between are convolutions of stride 1 before the first stage or behind the last, or have a method
-    `pass_through()`: not trained yet, they then give what they are given, and can still learn all that they could.
+    They can still learn all that they could.
 
     step: that of the quantiser, in the units of the images: latents are the components, divided by it.
     """
-    down = [layer for layer in analysis.layers if isinstance(layer, Downsample)]
-    up = [layer for layer in synthesis.layers if isinstance(layer, Upsample)][::-1]
+    down = [layer for layer in analysis.layers if hasattr(layer, "hold")]
+    up = [layer for layer in synthesis.layers if hasattr(layer, "hold")][::-1]
     stages = principal_components([layer.filters for layer in down])
     for number, (stage, encode, decode) in enumerate(zip(stages, down, up, strict=True)):
         scale = 1 / step if number + 1 == len(stages) else 1.0
-        _place(encode.kernel, stage * scale)
-        _place(decode.kernel, stage / scale, whole_input=True)
+        encode.hold(stage.times(scale))
+        decode.hold(stage.times(1 / scale))
     for chain in (analysis, synthesis):
         for layer in chain.layers:
             if hasattr(layer, "pass_through"):
                 layer.pass_through()
-            elif isinstance(layer, tf.keras.layers.Conv2D) and layer.strides == (1, 1):
+            elif isinstance(layer, tf.keras.layers.Conv2D) and layer.strides == (1, 1) and not hasattr(layer, "hold"):
                 _pass_colours(layer.kernel)
 
 
@@ -93,20 +133,4 @@ def _pass_colours(kernel: tf.Variable) -> None:
     value = kernel.numpy()
     value[..., :3] = 0
     value[kernel.shape[0] // 2, kernel.shape[1] // 2, :3, :3] = np.eye(3)
-    kernel.assign(value)
-
-
-def _place(kernel: tf.Variable, stage: np.ndarray, whole_input: bool = False) -> None:
-    """Puts a stage where the 5x5 taps of a convolution of stride 2, or of a transposed one, meet a 2x2 block.
-
-    kernel: [5, 5, fine, coarse] in both cases. Channels beyond the stage's keep their random start; they are not to
-    be in the others' way: for a convolution, in what makes the components, for a transposed one, in what they make.
-    """
-    fine, coarse = stage.shape[2:]
-    value = kernel.numpy()
-    if whole_input:
-        value[:, :, :fine] = 0
-    else:
-        value[..., :coarse] = 0
-    value[1:3, 1:3, :fine, :coarse] = stage
     kernel.assign(value)

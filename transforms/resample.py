@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -10,6 +11,12 @@ class Downsample(tf.keras.layers.Conv2D):
 
     def __init__(self, filters: int, kernel_size: int = 5, **kwargs):
         super().__init__(filters, kernel_size, strides=2, padding="same", **kwargs)
+
+    def hold(self, stage) -> None:
+        """See `transforms/linear_start.py`. Channels beyond the stage's keep their random start."""
+        value = self.kernel.numpy()
+        value[..., : stage.kernel.shape[-1]] = 0
+        self.kernel.assign(place_block(value, stage.kernel))
 
 
 class Subsample(tf.keras.layers.Layer):
@@ -50,6 +57,12 @@ class Upsample(tf.keras.layers.Conv2DTranspose):
         x = tf.nn.depth_to_space(x, 2)
         return x + tf.cast(self.bias, x.dtype) if self.use_bias else x
 
+    def hold(self, stage) -> None:
+        """See `transforms/linear_start.py`. Channels beyond the stage's have no part in what it makes at first."""
+        value = self.kernel.numpy()
+        value[:, :, : stage.kernel.shape[2]] = 0
+        self.kernel.assign(place_block(value, stage.kernel))
+
 
 class SpaceToDepth(tf.keras.layers.Layer):
     """[B, factor H, factor W, C] -> [B, H, W, factor² C]."""
@@ -81,6 +94,17 @@ class DepthToSpace(tf.keras.layers.Layer):
 
     def call(self, x):
         return tf.nn.depth_to_space(x, self.factor)
+
+
+def place_block(kernel: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Puts [2, 2, A, B] into [K, K, at least A, at least B], K odd, and returns the latter.
+
+    Where a convolution of stride 2, or a transposed one, with TensorFlow's "same" padding meets the pixels of its 2x2
+    blocks.
+    """
+    first = (kernel.shape[0] - 2) // 2
+    kernel[first : first + 2, first : first + 2, : block.shape[2], : block.shape[3]] = block
+    return kernel
 
 
 def pad_to_multiple(x: tf.Tensor, factor: int) -> tf.Tensor:

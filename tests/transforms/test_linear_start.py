@@ -1,4 +1,4 @@
-"""The linear start of transforms: ELIC's, and SFT's."""
+"""The linear start of transforms: ELIC's, SFT's and ELC's."""
 
 import argparse
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.elc import ELC
+from models.elc import PRESETS as ELC_PRESETS
 from models.elic import ELIC, Config
 from models.registry import get
 from models.sft import PRESETS as SFT_PRESETS
@@ -42,16 +44,16 @@ def started():
 
 def test_stages_are_orthonormal_and_lose_nothing_while_there_is_room():
     stages = linear_start.principal_components([16, 56, 96, 160])
-    assert [stage.shape for stage in stages] == [(2, 2, 3, 12), (2, 2, 12, 48), (2, 2, 48, 96), (2, 2, 96, 160)]
+    assert [stage.kernel.shape for stage in stages] == [(2, 2, 3, 12), (2, 2, 12, 48), (2, 2, 48, 96), (2, 2, 96, 160)]
     for stage in stages:
-        flat = stage.reshape(-1, stage.shape[-1])
+        flat = stage.kernel.reshape(-1, stage.kernel.shape[-1])
         np.testing.assert_allclose(flat.T @ flat, np.eye(flat.shape[1]), atol=1e-5)
 
 
 def test_first_component_is_the_mean_brightness():
     block = np.ones([3])
     for stage in linear_start.principal_components([12, 48]):
-        block = np.einsum("yxio,i->o", stage, block)
+        block = np.einsum("yxio,i->o", stage.kernel, block)
     assert abs(block[0]) == pytest.approx(np.sqrt(3 * 16), rel=1e-2)  # of 16 pixels of three equal values
     assert np.abs(block[1:]).max() < 0.5
 
@@ -172,3 +174,76 @@ def test_sft_command_line_flag(photographs):
     for start, works in (((), True), (("--start", "linear"), True), (("--start", "random"), False)):
         arguments = parser.parse_args(start, argparse.Namespace(init_weights=None, preset="small"))
         assert (psnr(sft_shown(SFT.for_training(arguments), pictures, 0.5), pictures) > 30) == works
+
+
+# --- ELC, whose skips see one pixel of four -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elc():
+    codec = ELC(ELC_PRESETS["small"], lmbda=0.0018)
+    codec.start_linear()
+    return codec
+
+
+def test_a_stage_in_two_ways_is_the_stage_where_the_rank_allows_it():
+    first, second, third = linear_start.principal_components([64, 64, 64])
+    for stage in (first, second):
+        fine, coarse = stage.kernel.shape[2:]
+        skip, take, give = stage.past_first(4 * fine)
+        both = (take.reshape(-1, len(give)) @ give).reshape(2, 2, fine, coarse)
+        both[0, 0] += skip
+        assert len(give) == 3 * fine  # all that the first neighbour does not tell
+        np.testing.assert_allclose(both, stage.kernel, atol=1e-4)
+    # Where it does not, what is lost falls with the rank, and there is none better: the skip has its share.
+    flat = third.kernel.reshape(-1, 64)
+    lost = []
+    for rank in (8, 16, 32):
+        skip, take, give = third.past_first(rank)
+        error = flat - take.reshape(-1, rank) @ give
+        error[:48] -= skip
+        lost.append(np.trace(error.T @ third.covariance @ error))
+        np.testing.assert_allclose(error.T @ third.covariance @ error @ give.T, 0, atol=1e-4 * lost[-1])
+        np.testing.assert_allclose(third.covariance[:48] @ error, 0, atol=1e-4 * lost[-1])
+    assert lost[0] > 1.5 * lost[1] > 2 * lost[2] > 0
+
+
+def test_elc_begins_as_a_block_transform(elc, photographs):
+    restored = elc.reconstruct(elc.analyse(tf.constant(photographs)))
+    # What 64 of 768 components can hold.
+    blocks = photographs.reshape(2, 8, 16, 12, 16, 3)
+    means = np.broadcast_to(blocks.mean((2, 4), keepdims=True), blocks.shape).reshape(photographs.shape)
+    assert psnr(restored, photographs) > psnr(means, photographs) + 3
+    random = ELC(ELC_PRESETS["small"], lmbda=0.0018)
+    assert psnr(random.reconstruct(random.analyse(tf.constant(photographs))), photographs) < 20
+
+
+def test_elc_step_follows_lambda(elc, photographs):
+    finer = ELC(ELC_PRESETS["small"], lmbda=0.0072)
+    finer.start_linear()
+    of_both = [np.std(codec.analyse(tf.constant(photographs)), axis=(0, 1, 2))[:32] for codec in (elc, finer)]
+    np.testing.assert_allclose(of_both[1] / of_both[0], 2, rtol=0.05)
+
+
+def test_all_of_elc_learns_from_a_linear_start(photographs):
+    codec = ELC(ELC_PRESETS["small"], lmbda=0.0018)
+    codec(tf.zeros([1, 64, 64, 3]), training=True)
+    codec.start_linear()
+    codec.compile(tf.keras.optimizers.Adam(1e-4))
+    for _ in range(2):  # behind kernels of zeros learning begins with the second step
+        codec.train_step(photographs[:, :64, :64])
+    with tf.GradientTape() as tape:
+        loss = codec.losses(ELC.batch(photographs[:, :64, :64]), training=True)["loss"]
+    names = [n for n in codec.named_variables() if n.startswith(("analysis/", "synthesis/"))]
+    gradients = tape.gradient(loss, [codec.named_variables()[n] for n in names])
+    assert len(names) > 100
+    assert [n for n, g in zip(names, gradients) if g is None or not np.any(g)] == []
+
+
+def test_elc_command_line_flag(photographs):
+    parser = argparse.ArgumentParser()
+    ELC.add_train_flags(parser)
+    pictures = photographs[:, :64, :64]
+    for start, works in (((), True), (("--start", "linear"), True), (("--start", "random"), False)):
+        codec = ELC.for_training(parser.parse_args(start, argparse.Namespace(init_weights=None, preset="small")))
+        assert (psnr(codec.reconstruct(codec.analyse(tf.constant(pictures))), pictures) > 21) == works
