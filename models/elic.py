@@ -165,10 +165,6 @@ class ELIC(Codec):
             for k in range(len(c.groups))
         ]
 
-    @property
-    def restores(self) -> bool:
-        return self.config.restoration
-
     def _first_log_gains(self, one: float) -> np.ndarray:
         """Of each λ, with 0 where λ is `one`: the best step size falls with the square root of λ."""
         return 0.5 * np.log(np.array(self.lambdas) / one)
@@ -320,18 +316,13 @@ class ELIC(Codec):
         """The flags of all, and ELIC's own."""
         super().add_train_flags(parser)
         cls.add_start_flag(parser)
+        cls.add_restoration_flag(parser)
         parser.add_argument(
             "--detail",
             type=int,
             metavar="N",
             help="Add N detail channels, which are not in the paper, to --init_weights that have none: they begin with "
             "no say, and let high rates reach a better quality.",
-        )
-        parser.add_argument(
-            "--restoration",
-            action="store_true",
-            help="Let files hold a filter for their picture, which is not in the paper and not trained: better pictures"
-            " for some 45 bytes, and a synthesis more when compressing. medium and small have it anyhow.",
         )
         parser.add_argument(
             "--fix",
@@ -358,8 +349,6 @@ class ELIC(Codec):
     def for_training(cls, args) -> ELIC:
         """See `Codec`."""
         codec = super().for_training(args)
-        if args.restoration:
-            codec.config = dataclasses.replace(codec.config, restoration=True)
         if args.detail:
             return codec.with_detail(args.detail)
         if args.fix:

@@ -45,16 +45,20 @@ def _features(padded: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.concat(parts, -1), [shape[0], height * width, FEATURES])
 
 
-def fit(images: tf.Tensor, decoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def fit(images: tf.Tensor, decoded: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The coefficients of the best filter for each picture, and what it is good for.
 
     Args:
       images: originals, [B, H, W, 3] in 0..255.
       decoded: what the synthesis made of them, float32 of the same shape.
+      weights: what the squared error counts at each pixel, such as λ: float32 [B, H, W, 1], positive.
 
     Returns:
-      Coefficients, int32 [B, COEFFICIENTS], in steps of `STEP`; and by how much they lower the MSE, float32 [B].
+      Coefficients, int32 [B, COEFFICIENTS], in steps of `STEP`; and by how much they lower the mean over pixels and
+      colours of weight times squared error, float32 [B].
     """
+    largest = tf.reduce_max(weights, [1, 2, 3])
+    weights = weights / largest[:, None, None, None]  # equal ones are 1, and what follows does not depend on them
     shape = tf.shape(images)
     batch, height, width = shape[0], shape[1], shape[2]
 
@@ -64,8 +68,9 @@ def fit(images: tf.Tensor, decoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         around = tf.pad(tf.gather(decoded, rows, axis=1), [[0, 0], [0, 0], [1, 1], [0, 0]], "SYMMETRIC")
         x = _features(around)
         error = tf.reshape(tf.cast(images[:, start:stop], tf.float32) - decoded[:, start:stop], [batch, -1, 3])
-        squares += tf.cast(tf.matmul(x, x, transpose_a=True), tf.float64)
-        products += tf.cast(tf.matmul(x, error, transpose_a=True), tf.float64)
+        weighted = x * tf.reshape(weights[:, start:stop], [batch, -1, 1])
+        squares += tf.cast(tf.matmul(weighted, x, transpose_a=True), tf.float64)
+        products += tf.cast(tf.matmul(weighted, error, transpose_a=True), tf.float64)
         return stop, squares, products
 
     sums = [tf.zeros([batch, FEATURES, n], tf.float64) for n in (FEATURES, 3)]
@@ -74,11 +79,11 @@ def fit(images: tf.Tensor, decoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     # A picture of one colour leaves coefficients open: the least are taken.
     exact = _solve(squares + tf.eye(FEATURES, dtype=tf.float64), products)
     coefficients = tf.clip_by_value(tf.round(exact / STEP), -LIMIT, LIMIT)
-    weights = STEP * coefficients
-    lower = weights * (2 * products - tf.matmul(squares, weights))
+    sent = STEP * coefficients
+    lower = sent * (2 * products - tf.matmul(squares, sent))
     lower = tf.reduce_sum(tf.reshape(lower, [batch, COEFFICIENTS]), 1)  # a batch that TensorFlow Lite knows stays known
-    values = tf.cast(3 * height * width, tf.float64)
-    return tf.cast(tf.reshape(coefficients, [batch, COEFFICIENTS]), tf.int32), tf.cast(lower / values, tf.float32)
+    lower = tf.cast(lower / tf.cast(3 * height * width, tf.float64), tf.float32)
+    return tf.cast(tf.reshape(coefficients, [batch, COEFFICIENTS]), tf.int32), largest * lower
 
 
 def _solve(squares: tf.Tensor, products: tf.Tensor) -> tf.Tensor:

@@ -69,6 +69,7 @@ class Config:
       the square root of λ, 4.382 / 2. 0 is the paper's letter: then the networks have to find out by themselves.
     sft_width: hidden channels of an SFT layer.
     sft_kernel: kernel size of an SFT layer.
+    restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
     """
 
     widths: tuple[int, int, int, int] = (48, 96, 192, 192)
@@ -82,6 +83,7 @@ class Config:
     sft_width: int = 128
     sft_kernel: int = 3
     quality_gain: float = 2.2
+    restoration: bool = False
 
 
 PRESETS = {
@@ -97,6 +99,7 @@ PRESETS = {
         condition_widths=(64, 32),
         pixel_condition_widths=(16,),
         sft_width=16,
+        restoration=True,
     ),
 }
 
@@ -235,6 +238,9 @@ class SFT(Codec):
         weighted = self.lambda_map(quality_map) * tf.math.squared_difference(reconstruction, images)
         return bpp + tf.reduce_mean(weighted, [1, 2, 3])
 
+    def _error_weights(self, shape, quality_map):
+        return self.lambda_map(quality_map)[:, : shape[1], : shape[2]]
+
     def symbol_scale(self, quality_map):
         coarse_map = tf.nn.avg_pool2d(quality_map, 16, 16, "VALID")
         return LATENT_SCALE * tf.exp(self.config.quality_gain * (coarse_map - 0.5))
@@ -253,6 +259,7 @@ class SFT(Codec):
             "between. Those of the paper by default.",
         )
         cls.add_start_flag(parser)
+        cls.add_restoration_flag(parser)
 
     @classmethod
     def check_train_flags(cls, args) -> None:

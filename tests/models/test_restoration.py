@@ -12,14 +12,18 @@ from models.latents import TableRate
 from models.serving import signatures
 
 
+def with_filters(path, folder):
+    """The codec of a weights file, but its files hold filters."""
+    values, metadata = weights.read(path)
+    config = dataclasses.replace(load(path).config, restoration=True)
+    weights.write(folder / "weights.safetensors", values, {**metadata, "config": weights.config_to_json(config)})
+    return load(folder / "weights.safetensors")
+
+
 @pytest.fixture(scope="module")
 def restoring(tiny_weights, tmp_path_factory):
     """The tiny golden codec, whose files hold filters."""
-    values, metadata = weights.read(tiny_weights)
-    config = dataclasses.replace(load(tiny_weights).config, restoration=True)
-    path = tmp_path_factory.mktemp("restoring") / "weights.safetensors"
-    weights.write(path, values, {**metadata, "config": weights.config_to_json(config)})
-    return load(path)
+    return with_filters(tiny_weights, tmp_path_factory.mktemp("restoring"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def test_the_filter_of_a_filtered_picture_is_found(crop):
     pictures = tf.cast(np.stack([crop(150, 90), crop(150, 90, 200)]), tf.float32)
     random = np.random.default_rng(1)
     wanted = tf.constant(random.integers(-20, 20, [2, restoration.COEFFICIENTS]), tf.int32)
-    found, _ = restoration.fit(restoration.apply(pictures, wanted), pictures)
+    found, _ = restoration.fit(restoration.apply(pictures, wanted), pictures, tf.ones([2, 150, 90, 1]))
     np.testing.assert_allclose(found, wanted, atol=2)
     assert not np.array_equal(wanted[0], wanted[1])
 
@@ -68,18 +72,35 @@ def test_it_is_what_the_page_of_the_bit_stream_says(crop):
 def test_the_fit_is_the_least_squares(crop):
     original = tf.cast(crop(80, 70)[None], tf.float32)
     blurred = tf.nn.avg_pool2d(original, 3, 1, "SAME")
-    found, lower = restoration.fit(original, blurred)
+    found, lower = restoration.fit(original, blurred, tf.fill([1, 80, 70, 1], 0.01))
     best = mse(restoration.apply(blurred, found), original)
-    assert float(lower[0]) == pytest.approx(mse(blurred, original) - best, rel=1e-3)
+    assert float(lower[0]) == pytest.approx(0.01 * (mse(blurred, original) - best), rel=1e-3)
     assert best < 0.9 * mse(blurred, original)
     for change in np.eye(restoration.COEFFICIENTS, dtype=np.int32)[:: restoration.FEATURES // 3] * 8:
         assert mse(restoration.apply(blurred, found + change), original) > best * 0.9999
 
 
+def test_pixels_count_as_they_are_told_to(crop):
+    """What the left half would have alone is found where the right one counts nothing to speak of."""
+    original = tf.cast(crop(150, 80)[None], tf.float32)
+    decoded = tf.concat([tf.nn.avg_pool2d(original[:, :, :40], 3, 1, "SAME"), original[:, :, 40:] - 9], 2)
+    count = np.full([1, 150, 80, 1], 1e-6, np.float32)
+    count[:, :, :40] = 0.01
+    found, lower = restoration.fit(original, decoded, tf.constant(count))
+    restored = restoration.apply(decoded, found)
+
+    def left(pictures):
+        return mse(pictures[:, :, :40], original[:, :, :40])
+
+    assert float(lower[0]) == pytest.approx(0.01 * (left(decoded) - left(restored)) / 2, rel=0.02)
+    evenly, _ = restoration.fit(original, decoded, tf.ones([1, 150, 80, 1]))
+    assert left(restored) < 0.95 * left(restoration.apply(decoded, evenly))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2)])
 def test_small_and_flat_pictures(shape):
     flat = tf.fill([1, *shape, 3], 77.0)
-    found, _ = restoration.fit(flat, flat - 5)
+    found, _ = restoration.fit(flat, flat - 5, tf.ones([1, *shape, 1]))
     np.testing.assert_allclose(restoration.apply(flat - 5, found), flat, atol=0.5)
 
 
@@ -171,3 +192,48 @@ def test_bits_of_a_filter(restoring):
     np.testing.assert_array_equal(decoded, coefficients)
     none, some = size.bits["restoration"].numpy()
     assert none < 8 and 200 < some < 480
+
+
+# --- of SFT, where the pixels of a picture have their own λ ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sft_pair(golden_weights, tmp_path_factory):
+    """The tiny golden SFT, with filters and without."""
+    path = golden_weights("sft")
+    return with_filters(path, tmp_path_factory.mktemp("restoring_sft")), load(path)
+
+
+@pytest.mark.parametrize("height, width", [(64, 96), (75, 93)])
+def test_files_of_sft_are_what_was_estimated(sft_pair, crop, height, width):
+    codec, _ = sft_pair
+    image = crop(height, width)
+    quality = np.tile(np.linspace(0, 1, width, dtype=np.float32), [height, 1])
+    data = codec.compress(image, quality_map=quality)
+    estimate, bits = codec(tf.constant(image[None]), quality_map=tf.constant(quality[None, ..., None]))
+    assert np.abs(codec.decompress(data).astype(float) - estimate[0]).max() <= 0.51
+    assert float(bits["restoration"][0]) > 100
+
+
+def test_it_pays_where_the_map_says(sft_pair, crop):
+    """The loss, in which pixels count by their quality, is smaller; the region of the filter is that of the quality."""
+    codec, without = sft_pair
+    image = crop(160, 240)
+    quality = np.zeros([160, 240], np.float32)
+    quality[:, 120:] = 1
+
+    def figures(codec):
+        data = codec.compress(image, quality_map=quality)
+        decoded = codec.decompress(data)
+        weighted = codec.lambda_map(tf.constant(quality[..., None])) * (decoded.astype(np.float32) - image) ** 2
+        return 8 * len(data) / quality.size + np.mean(weighted), mse(decoded[:, 120:], image[:, 120:])
+
+    (loss, region), (loss_without, region_without) = figures(codec), figures(without)
+    assert loss < loss_without and region < region_without
+
+
+def test_a_target_is_met_with_the_filter_in_the_file(sft_pair, crop):
+    codec, _ = sft_pair
+    image = crop(160, 240)
+    size = len(codec.compress(image, quality=0.5))
+    assert abs(len(codec.compress_to(image, size)) - size) < 0.03 * size
