@@ -504,7 +504,10 @@ def _train(model: str, args: argparse.Namespace) -> int:
     entry.codec.check_train_flags(args)
 
     def build():
-        return entry.codec.for_training(args)
+        codec = entry.codec.for_training(args)
+        if getattr(args, "restoration", False):
+            codec.add_filters()
+        return codec
 
     if outside:
         from train import pjrt

@@ -89,6 +89,8 @@ class Codec(tf.keras.Model):
     #: Whether `compress` can refine latents: `analyse` gives one tensor of latents, and `losses` are of
     #: `rate_distortion` alone.
     refinable = False
+    #: The row of the tables from which the Gaussians are, with which filters are coded (`restores`).
+    gaussians = 0
     #: Side of the tiles in which pictures are worked through, in pixels; None: as `transforms.tiling` sees fit.
     tile: int | None = None
     #: The model's own subcommands of the command line that read files, by name.
@@ -126,11 +128,12 @@ class Codec(tf.keras.Model):
 
     @property
     def restores(self) -> bool:
-        """Whether files hold a filter for their picture, see `models/restoration.py`: if the configuration says so.
-
-        Tables have to begin with Gaussians.
-        """
+        """Whether files hold a filter for their picture, see `models/restoration.py`: if the configuration says so."""
         return getattr(self.config, "restoration", False)
+
+    def add_filters(self) -> None:
+        """Lets the files of a codec that is trained hold filters; of one whose configuration has `restoration`."""
+        self.config = dataclasses.replace(self.config, restoration=True)
 
     def start_linear(self) -> None:
         """Lets untrained transforms begin as a linear one, where a model can; see `transforms/linear_start.py`."""
@@ -235,10 +238,10 @@ class Codec(tf.keras.Model):
     def _fit_filter(self, coder, images: tf.Tensor, decoded: tf.Tensor, controls: dict) -> tf.Tensor:
         """Fits a filter to decoded pictures [B, H, W, 3], and codes it where it is worth its bits. The coefficients."""
         found, saved = restoration.fit(images, decoded, self._error_weights(tf.shape(images), **controls))
-        size = TableRate(self.bank)
-        restoration.code(size, found, tf.shape(found)[0])
+        size, batch = TableRate(self.bank), tf.shape(found)[0]
+        restoration.code(size, found, batch, self.gaussians)
         bpp = size.bits["restoration"] / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
-        return restoration.code(coder, tf.where((saved > bpp)[:, None], found, 0), tf.shape(found)[0])
+        return restoration.code(coder, tf.where((saved > bpp)[:, None], found, 0), batch, self.gaussians)
 
     @staticmethod
     def batch(data):
@@ -599,7 +602,7 @@ class Codec(tf.keras.Model):
         # Behind all groups: who asks for the first has no filter, and its picture is but a preview.
         if not self.restores or "groups" in controls:
             return latents, None
-        return latents, restoration.code(coder, None, batch)
+        return latents, restoration.code(coder, None, batch, self.gaussians)
 
     def trace(self) -> None:
         """Makes graphs of compressing and decompressing, for programs that handle many pictures.
@@ -757,13 +760,10 @@ class Codec(tf.keras.Model):
     def for_training(cls, args) -> Codec:
         """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
         if args.init_weights:
-            codec = load_for_training(args.init_weights, lmbda=args.lmbda)
-        else:
-            codec = cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
-            if getattr(args, "start", None) == "linear":
-                codec.start_linear()
-        if getattr(args, "restoration", False):
-            codec.config = dataclasses.replace(codec.config, restoration=True)
+            return load_for_training(args.init_weights, lmbda=args.lmbda)
+        codec = cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
+        if getattr(args, "start", None) == "linear":
+            codec.start_linear()
         return codec
 
     @classmethod

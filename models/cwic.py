@@ -60,6 +60,7 @@ class Config:
       mask keeps the first ones: at low rates there are few others.
     context_width: channels of the networks that predict the bits of the codes.
     map_context_width: the same for the bits of the importance map.
+    restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
     """
 
     encoder_widths: tuple[int, int] = (128, 256)
@@ -69,6 +70,7 @@ class Config:
     code_groups: tuple[int, ...] = (4, 4, 8, 16, 32)
     context_width: int = 96
     map_context_width: int = 32
+    restoration: bool = False
 
     @property
     def codes(self) -> int:
@@ -84,7 +86,9 @@ class Config:
 PRESETS = {
     "low": Config(),
     "high": Config(levels=32, code_groups=(8, 8, 16, 32, 64)),
-    "small": Config(encoder_widths=(64, 128), decoder_widths=(192, 96, 32), hidden=64, context_width=48),
+    "small": Config(
+        encoder_widths=(64, 128), decoder_widths=(192, 96, 32), hidden=64, context_width=48, restoration=True
+    ),
 }
 """`low` is the paper's network for its four lower rates, `high` that for its highest, `small` a fifth of the work.
 
@@ -127,6 +131,7 @@ class CWIC(Codec):
     # Codes, and in stage 2 the importance map.
     reach = Reach(unit=8, analysis=72, synthesis=64, latents=(8, 8), decoded=(8,))
     metric_names = ("loss", "bpp", "mse", "psnr", "importance")
+    gaussians = tables.NUM_LOGITS + 1  # behind the rows for bits
 
     def __init__(self, config: Config = PRESETS["low"], stage: int = 1, ratio: float = 1.0, joint_rate: bool = False):
         c = config
@@ -187,8 +192,8 @@ class CWIC(Codec):
         """None: networks predict the probability of each bit."""
 
     def table_rows(self) -> list[tables.Row]:
-        """The rows of the CDF bank before they are fitted."""
-        return tables.bernoulli_rows()
+        """The rows of the CDF bank before they are fitted: for bits, and for the coefficients of filters."""
+        return tables.bernoulli_rows() + (tables.gaussian_rows() if self.restores else [])
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -222,7 +227,7 @@ class CWIC(Codec):
 
     @classmethod
     def add_train_flags(cls, parser) -> None:
-        """--stage and --ratio."""
+        """--stage, --ratio, --joint_rate and --restoration."""
         parser.add_argument(
             "--stage",
             type=int,
@@ -245,6 +250,7 @@ class CWIC(Codec):
             help="Let the measured bits train the transforms too, towards codes that the context model can predict. "
             "Not in the paper; better files.",
         )
+        cls.add_restoration_flag(parser)
 
     @classmethod
     def check_train_flags(cls, args) -> None:

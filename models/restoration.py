@@ -24,8 +24,8 @@ STEP = 1 / 256
 GREY, GREY_SCALE, CONSTANT = 128.0, 0.25, 4.0
 #: No coefficient is larger, in steps: those of tiny pictures could be anything.
 LIMIT = 4096
-#: Rows of the tables: for whether there is a filter (0 or 1), and for its coefficients, which are some 50 steps large.
-#: Where there is none they are of the first row, which is all but certain of 0.
+#: Gaussian rows of the tables: for whether there is a filter (0 or 1), and for its coefficients, which are some 50
+#: steps large. Where there is none they are of the first row, which is all but certain of 0.
 SOME, NONE, WORTH = row_of_scale(0.5), 0, row_of_scale(50.0)
 #: Rows that are looked at together when a filter is fitted: the features of all of a large picture are a lot.
 STRIP = 64
@@ -124,17 +124,18 @@ def _kernel(weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return kernel, CONSTANT * constant[0] - GREY * GREY_SCALE * tf.reduce_sum(own, 0)
 
 
-def code(coder, coefficients: tf.Tensor | None, batch: tf.Tensor) -> tf.Tensor:
+def code(coder, coefficients: tf.Tensor | None, batch: tf.Tensor, gaussians: int = 0) -> tf.Tensor:
     """Codes the coefficients of a batch of pictures: whether there are any, then these. Returns them decoded.
 
     Args:
-      coder: a latent coder (`models/latents.py`) whose tables begin with the Gaussians.
+      coder: a latent coder (`models/latents.py`).
       coefficients: int32 [B, COEFFICIENTS]; None when decoding.
       batch: B.
+      gaussians: the row of the coder's tables from which the Gaussians are.
     """
     some = None
     if coefficients is not None:
         some = tf.cast(tf.reduce_any(coefficients != 0, 1, keepdims=True), tf.int32)
-    some = coder.integers("restoration", some, tf.fill([batch, 1], SOME))
-    rows = tf.where(some != 0, WORTH, NONE)
+    some = coder.integers("restoration", some, tf.fill([batch, 1], gaussians + SOME))
+    rows = gaussians + tf.where(some != 0, WORTH, NONE)
     return coder.integers("restoration", coefficients, tf.broadcast_to(rows, [batch, COEFFICIENTS]))

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from models import restoration, tflite, weights
-from models.codec import load
+from models.codec import load, load_for_training
 from models.latents import TableRate
 from models.serving import signatures
 
@@ -237,3 +237,31 @@ def test_a_target_is_met_with_the_filter_in_the_file(sft_pair, crop):
     image = crop(160, 240)
     size = len(codec.compress(image, quality=0.5))
     assert abs(len(codec.compress_to(image, size)) - size) < 0.03 * size
+
+
+# --- of CWIC, whose tables have Gaussians for the filter alone ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cwic_pair(tiny_cwic_weights, crop):
+    """The tiny golden CWIC with filters, made ready anew for the tables, and without."""
+    pair = [load_for_training(tiny_cwic_weights) for _ in range(2)]
+    pair[0].add_filters()
+    for codec in pair:
+        codec.prepare(np.stack([crop(64, 64, 40 * k, 50 * k) for k in range(8)]))
+    return pair
+
+
+def test_cwic_has_filters(cwic_pair, crop):
+    codec, without = cwic_pair
+    assert len(codec.bank) > len(without.bank)
+    image = crop(275, 193)
+    data, plainly = codec.compress(image), without.compress(image)
+    estimate, bits = codec(tf.constant(image[None]))
+    assert np.abs(codec.decompress(data).astype(float) - estimate[0]).max() <= 0.51
+    assert float(bits["restoration"][0]) > 100
+
+    def loss(codec, data):
+        return 8 * len(data) / image[..., 0].size + codec.lmbda * mse(codec.decompress(data), image)
+
+    assert loss(codec, data) < loss(without, plainly)
