@@ -13,6 +13,7 @@ import tensorflow as tf
 from transforms.chain import Chain
 from transforms.elic import Attention
 from transforms.gdn import GDN
+from transforms.linear_start import Stage
 from transforms.resample import Downsample, Subsample, place_block
 
 Layer = tf.keras.layers.Layer
@@ -42,7 +43,7 @@ class SubPixelConv(Conv2D):
         height, width = (size and 2 * size for size in (height, width))
         return tf.TensorShape([batch, height, width, self.filters // 4])
 
-    def hold(self, stage) -> None:
+    def hold(self, stage: Stage) -> None:
         """See `transforms/linear_start.py`. Channels beyond the stage's have no part in what it makes at first."""
         fine, coarse = stage.kernel.shape[2:]
         value = self.kernel.numpy()
@@ -107,7 +108,7 @@ class ResidualDown(_Residual):
         )
         self.filters = channels
 
-    def hold(self, stage) -> None:
+    def hold(self, stage: Stage) -> None:
         """See `transforms/linear_start.py`. Channels beyond the stage's keep their random start.
 
         What the skip does not see goes through the first convolution as x and as -x: the difference of their leaky
@@ -140,7 +141,7 @@ class ResidualUp(_Residual):
             name=name,
         )
 
-    def hold(self, stage) -> None:
+    def hold(self, stage: Stage) -> None:
         """See `transforms/linear_start.py`. The skip does it all; the other way begins near silence."""
         self.skip.hold(stage)
         self.second.kernel.assign(0.01 * self.second.kernel)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from transforms.linear_start import Stage
+
 
 class Downsample(tf.keras.layers.Conv2D):
     """Convolution of stride 2, zero padded: [B, H, W, C] -> [B, H / 2, W / 2, filters], H and W even."""
@@ -12,7 +14,7 @@ class Downsample(tf.keras.layers.Conv2D):
     def __init__(self, filters: int, kernel_size: int = 5, **kwargs):
         super().__init__(filters, kernel_size, strides=2, padding="same", **kwargs)
 
-    def hold(self, stage) -> None:
+    def hold(self, stage: Stage) -> None:
         """See `transforms/linear_start.py`. Channels beyond the stage's keep their random start."""
         value = self.kernel.numpy()
         value[..., : stage.kernel.shape[-1]] = 0
@@ -57,7 +59,7 @@ class Upsample(tf.keras.layers.Conv2DTranspose):
         x = tf.nn.depth_to_space(x, 2)
         return x + tf.cast(self.bias, x.dtype) if self.use_bias else x
 
-    def hold(self, stage) -> None:
+    def hold(self, stage: Stage) -> None:
         """See `transforms/linear_start.py`. Channels beyond the stage's have no part in what it makes at first."""
         value = self.kernel.numpy()
         value[:, :, : stage.kernel.shape[2]] = 0
