@@ -223,8 +223,6 @@ class ELC(Codec):
 
     def start_linear(self) -> None:
         """See `Codec`."""
-        self.analysis.build()
-        self.synthesis.build()
         linear_start.begin(self.analysis, self.synthesis, linear_start.best_step(self.lmbda))
 
     def prior_channels(self) -> int:

@@ -171,8 +171,6 @@ class ELIC(Codec):
 
     def start_linear(self) -> None:
         """See `Codec`."""
-        self.analysis.build()
-        self.synthesis.build()
         linear_start.begin(self.analysis, self.synthesis, self._first_step())
         if self.config.detail:
             self.build_variables(training=True)

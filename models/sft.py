@@ -144,8 +144,6 @@ class SFT(Codec):
 
     def start_linear(self) -> None:
         """See `Codec`. The step is the best one at quality 1/2."""
-        self.analysis.build()
-        self.synthesis.build()
         step = linear_start.best_step(float(self.lambda_map(0.5)))
         linear_start.begin(self.analysis, self.synthesis, LATENT_SCALE * step)
 

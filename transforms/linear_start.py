@@ -107,12 +107,12 @@ def best_step(lmbda: float) -> float:
 
 
 def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
-    """Lets two transforms, built but not trained, begin as that transform and its inverse.
-
-    They can still learn all that they could.
+    """Builds two transforms and lets them begin as that transform and its inverse; they can still learn all they could.
 
     step: that of the quantiser, in the units of the images: latents are the components, divided by it.
     """
+    analysis.build()
+    synthesis.build()
     down = [layer for layer in analysis.layers if hasattr(layer, "hold")]
     up = [layer for layer in synthesis.layers if hasattr(layer, "hold")][::-1]
     stages = principal_components([layer.filters for layer in down])
