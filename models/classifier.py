@@ -173,6 +173,19 @@ class Classifier(tf.keras.Model):
         }
         weights.write(path, tensors, {**(metadata or {}), **header}, force=force)
 
+    def begin_as(self, other: Classifier) -> None:
+        """Takes the weights of another one, but for its last layer if that is of other classes.
+
+        Raises:
+          UserError: it is of other widths.
+        """
+        if other.widths != self.widths:
+            raise UserError(f"a classifier of widths {other.widths or 'ResNet50'}, not {self.widths or 'ResNet50'}")
+        theirs = other.named_variables()
+        for name, variable in self.named_variables().items():
+            if other.labels == self.labels or not name.startswith("tail/predictions/"):
+                variable.assign(theirs[name])
+
     def load_keras(self, source: str) -> None:
         """Takes ResNet50's weights: "imagenet", which Keras downloads, or a file of Keras' without its last layer.
 

@@ -3,6 +3,7 @@
     python -m train.classifier flowers -o small.safetensors --preset small --epochs 40 --learning_rate 1e-3
     python -m train.classifier flowers -o resnet50.safetensors --init imagenet     fine-tunes what Keras has
     python -m train.classifier -o imagenet.safetensors --init imagenet             takes it as it is, 1000 classes
+    python -m train.classifier flowers -o b.safetensors --init a.safetensors       goes on from one of its own
 
 What it writes is what `models/elc.py train --stage classification --classifier FILE` reads. DIR is a folder of classes
 or the name of a TensorFlow Datasets data set: see `train/labelled.py`.
@@ -21,7 +22,7 @@ if __name__ == "__main__":
 import tensorflow as tf
 
 from models import files
-from models.classifier import SMALL_WIDTHS, Classifier
+from models.classifier import SMALL_WIDTHS, Classifier, load
 from models.errors import UserError
 from train import data, labelled
 
@@ -97,7 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="Where the weights go (.safetensors).")
     parser.add_argument("-f", "--force", action="store_true", help="Replace it.")
     parser.add_argument("--preset", choices=list(PRESETS), default="base", help="ResNet50, or a small network.")
-    parser.add_argument("--init", metavar="WEIGHTS", help="ResNet50 starts from imagenet, or a weights file of Keras'.")
+    parser.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="What it starts from: a file of this program; for ResNet50 also imagenet or a file of Keras'.",
+    )
     parser.add_argument("--patchsize", type=int, default=224, help="Pictures are scaled and cut to this.")
     parser.add_argument("--batchsize", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=30, help="Passes through the pictures.")
@@ -117,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.labelled:
             train, validation = labelled.open_labelled(args.labelled, args.patchsize)
         classifier = Classifier(PRESETS[args.preset], train.classes if args.labelled else imagenet_labels())
-        if args.init:
+        if args.init and args.init.endswith(".safetensors"):
+            classifier.begin_as(load(args.init))
+        elif args.init:
             classifier.load_keras(args.init)
         if args.labelled:
             history = fit(classifier, train, validation, args)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from models import classifier as classifiers
+from models.errors import UserError
 from train import classifier
 
 
@@ -46,6 +47,34 @@ def test_trains_and_writes(tmp_path, monkeypatch, eagerly, capsys):
     assert np.argmax(loaded(pictures), -1).tolist() == [0, 1]
     with pytest.raises(SystemExit, match="exists already"):
         classifier.main([str(tmp_path / "data"), "-o", str(path)])
+    monkeypatch.setattr(classifier, "fit", lambda begun, *_: seen.append(begun(pictures)) or {"val_accuracy": [1.0]})
+    seen = []
+    again = ["--init", str(path), "-o", str(tmp_path / "again.safetensors"), *arguments]
+    assert classifier.main([str(tmp_path / "data"), *again]) == 0
+    np.testing.assert_array_equal(seen[0], loaded(pictures))
+
+
+def test_goes_on_from_another(tmp_path):
+    """--init FILE.safetensors: all its weights; for other classes all but the last layer's."""
+    widths = (8, 8, 8, 8, 16)
+    first = classifiers.Classifier(widths, ["green", "red"])
+    first.save_file(tmp_path / "first.safetensors")
+    first = classifiers.load(tmp_path / "first.safetensors")
+    pictures = np.random.default_rng(0).uniform(0, 255, [2, 32, 32, 3]).astype(np.float32)
+
+    same = classifiers.Classifier(widths, ["green", "red"])
+    same.begin_as(first)
+    np.testing.assert_array_equal(same(pictures), first(pictures))
+
+    other = classifiers.Classifier(widths, ["cat", "dog", "mouse"])
+    fresh = other.tail.predictions.kernel.numpy()
+    other.begin_as(first)
+    np.testing.assert_array_equal(other.front(pictures), first.front(pictures))
+    np.testing.assert_array_equal(other.tail.predictions.kernel, fresh)
+    assert other(pictures).shape == (2, 3)
+
+    with pytest.raises(UserError, match="of widths"):
+        classifiers.Classifier((8, 8, 16, 16, 16), ["green", "red"]).begin_as(first)
 
 
 @pytest.mark.parametrize(
