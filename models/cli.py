@@ -19,7 +19,7 @@ from absl.flags import argparse_flags
 
 from models import files, images, registry, weights
 from models.coding import container
-from models.errors import UserError
+from models.errors import UserError, reason
 from models.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
 #: From so many files on `evaluate` works with graphs: making them takes longer than some of the work without.
@@ -32,6 +32,8 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     argv: the arguments without the program's name; those of the process by default.
     """
     warnings.showwarning = _show_warning
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = _parser(model).parse_args(sys.argv[1:] if argv is None else argv)
     try:
         code = args.command(model, args)
@@ -277,29 +279,31 @@ def _load(model: str, path: Path, synthesis: bool = True, tile: int | None = Non
     if tile is not None and tile < 1:
         raise UserError(f"--tile {tile}: must be at least 1")
 
-    name = weights.read_metadata(path).get("model")
-    if name != model:
-        raise UserError(f"{path}: weights of {name}, not of {model}")
+    weights.check_model(path, model)
     codec = load(path, synthesis=synthesis)
     if tile is not None and codec.reach is None:
         raise UserError(
             f"--tile: each pixel depends on the whole picture with these {model} weights, which normalise over it"
         )
-    codec.tile = tile
+    codec.tile = None if tile is None else min(tile, container.MAX_PIXELS)
     return codec
 
 
-def _each(inputs: Sequence[Path], work: Callable[[Path], str | None]) -> int:
-    """Does `work` on each input and prints the line it returns; reports what fails, and goes on. Returns exit code."""
+def _each(inputs: Sequence[Path], work: Callable[[Path], str | None], targets: Sequence[Path] = ()) -> int:
+    """Does `work` on each input and prints the line it returns; reports what fails, and goes on. Returns exit code.
+
+    targets: where results go; if that is a device, such as /dev/stdout, the lines go to stderr.
+    """
     from tqdm import tqdm
 
+    lines = sys.stderr if any(map(files.is_device, targets)) else sys.stdout
     code = 0
     bar = tqdm(inputs, unit="file", leave=False, disable=None if len(inputs) > 1 else True)
     for source in bar:
         try:
             line = work(source)
             if line:
-                tqdm.write(line)
+                tqdm.write(line, file=lines)
         except (UserError, container.StreamError) as error:
             text = str(error)
             with bar.external_write_mode(file=sys.stderr):
@@ -331,7 +335,7 @@ def _compress(model: str, args: argparse.Namespace) -> int:
         codec.after_compress(args, picture, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
-    return _each(inputs, work)
+    return _each(inputs, work, list(targets.values()))
 
 
 def _refine_controls(args: argparse.Namespace) -> dict[str, int]:
@@ -344,6 +348,10 @@ def _refine_controls(args: argparse.Namespace) -> dict[str, int]:
 
 def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
     """The size of file that the user asked for, if any."""
+    for name in ("target_bpp", "target_kb"):
+        wish = getattr(args, name)
+        if wish is not None and not 0 < wish < float("inf"):
+            raise UserError(f"--{name} {wish:g}: must be a number above 0")
     if args.target_bpp is not None:
         return int(args.target_bpp * pixels / 8)
     return None if args.target_kb is None else int(args.target_kb * 1000)
@@ -379,13 +387,14 @@ def _decompress(model: str, args: argparse.Namespace) -> int:
         files.check_target(target, args.force)
         data = _read_bytes(source)
         header, _, _ = container.unpack(data, partial=args.partial)
+        images.check_writable(target, header.height, header.width)
         codec = codec_for(header)
         controls = {} if groups is None else {"groups": groups}
         picture = _guarded(codec.decompress, data, partial=args.partial, **controls)
         images.write_image(target, picture, args.force)
         return f"{source} -> {target}: {picture.shape[1]}x{picture.shape[0]}"
 
-    return _each(inputs, work)
+    return _each(inputs, work, list(targets.values()))
 
 
 def _guarded(function, *args, **kwargs):
@@ -402,7 +411,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _evaluate(model: str, args: argparse.Namespace) -> int:
@@ -466,8 +475,9 @@ def _mean_figures(measurements) -> str:
 def _export(model: str, args: argparse.Namespace) -> int:
     if args.version < 1:
         raise UserError(f"--version {args.version}: must be at least 1")
-    if not args.max_megapixels > 0:
-        raise UserError(f"--max_megapixels {args.max_megapixels}: must be above 0")
+    if not 0 < args.max_megapixels * 1e6 <= container.MAX_PIXELS:
+        limit = container.MAX_PIXELS // 10**6
+        raise UserError(f"--max_megapixels {args.max_megapixels:g}: must be above 0 and at most {limit}")
     path = _weights_path(model, args)
     codec = _load(model, path, tile=args.tile)
     from models import serving

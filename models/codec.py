@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -107,6 +108,7 @@ class Codec(tf.keras.Model):
         self._traced: dict = {}
         self.weights_id = bytes(4)
         self.path: str | None = None  # of the weights file, if loaded from one
+        self.decodes = True  # False if it has been loaded without the synthesis
         self._entropy_models: EntropyModels | None = None
         self._fixed: str | None = None
         self._refiner: Refiner | None = None
@@ -263,7 +265,7 @@ class Codec(tf.keras.Model):
         if training and levels > 1:
             level = self._training_levels(batch)
         else:
-            level = self._validation_levels(batch)
+            level = validation_draws(images, levels)
         controls = {"quality": level * STEPS} if self.variable_rate else {}
         reconstruction, bits = self(images, training=training, **controls)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
@@ -307,12 +309,6 @@ class Codec(tf.keras.Model):
         """
         weights = 1 / np.sqrt(self.lambdas)
         return tf.constant(weights / np.mean(weights), tf.float32)
-
-    def _validation_levels(self, batch: tf.Tensor) -> tf.Tensor:
-        """For validation a level per picture, int32 [batch], the same at each time: all in turn, or some for all."""
-        levels, place = len(self.lambdas), tf.range(batch)
-        spread = (2 * place + 1) * levels // (2 * batch)  # the middles of equal parts
-        return tf.where(batch >= levels, place % levels, spread)
 
     @staticmethod
     def rate_and_distortion(images, reconstruction, bits: dict, training: bool) -> dict[str, tf.Tensor]:
@@ -376,6 +372,7 @@ class Codec(tf.keras.Model):
             self(tf.zeros([1, *self.stride, 3]), training=True)
             return
         synthesis = synthesis or self.restores  # a sender has to see what a receiver will
+        self.decodes = synthesis
         parts = () if synthesis else (getattr(self, name, None) for name in self.decoder_parts)
         skipped = {id(module) for part in parts if part is not None for module in (part, *part.submodules)}
         for layer in self.submodules:
@@ -516,6 +513,9 @@ class Codec(tf.keras.Model):
         batch, height, width, _ = images.shape
         if refine:
             check_refinable(self, refine, batch * height * width)
+        unknown = controls.keys() - inspect.signature(self.rate_control.of_wish).parameters
+        if unknown:
+            raise UserError(f"{self.entry.name} has no control named {', '.join(sorted(unknown))}")
         packed, tensors = self.rate_control.of_wish((batch, height, width), **controls)
         header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
         inputs = tf.constant(images), tf.constant(container.header_bytes(header)), tensors
@@ -573,7 +573,13 @@ class Codec(tf.keras.Model):
         return tiling.in_tiles(analyse, inputs, [1] * len(inputs), r.latents, r.unit, r.analysis, self.tile)
 
     def reconstruct_in_tiles(self, latents) -> tf.Tensor:
-        """`reconstruct`; of large pictures in tiles, where there are no gradients."""
+        """`reconstruct`; of large pictures in tiles, where there are no gradients.
+
+        Raises:
+          ValueError: the codec was loaded to compress only, and has no synthesis.
+        """
+        if not self.decodes:
+            raise ValueError("loaded without the synthesis, which makes pictures: load(path) has it")
         if self.reach is None:
             return self.reconstruct(latents)
 
@@ -584,7 +590,7 @@ class Codec(tf.keras.Model):
         return tiling.in_tiles(reconstruct, tf.nest.flatten(latents), r.decoded, [1], r.unit, r.synthesis, self.tile)
 
     def _decode_latents(self, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
-        """The same without the synthesis: latents as `transmit` returns them, fingerprints [B]."""
+        """`_decode` without the synthesis: latents as `transmit` returns them, fingerprints [B]."""
         latents, _, mark = self._read(payloads, header, size, controls)
         return latents, mark
 
@@ -724,10 +730,10 @@ class Codec(tf.keras.Model):
             "--lambda",
             dest="lmbda",
             type=numbers,
-            default=(0.01,),
             metavar="λ[,λ…]",
             help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. "
-            "Several, with commas between, train one set of weights for all rates from the first to the last.",
+            "Several, with commas between, train one set of weights for all rates from the first to the last. By "
+            "default what the --init_weights were trained with, and 0.01 without them.",
         )
 
     @staticmethod
@@ -754,17 +760,24 @@ class Codec(tf.keras.Model):
     @classmethod
     def check_train_flags(cls, args) -> None:
         """UserError if the model's own flags make no sense; before anything is loaded."""
-        check_lambdas(args.lmbda)
+        if args.lmbda is not None:
+            check_lambdas(args.lmbda)
 
     @classmethod
     def for_training(cls, args) -> Codec:
         """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
         if args.init_weights:
-            return load_for_training(args.init_weights, lmbda=args.lmbda)
-        codec = cls(cls.entry.presets[args.preset], lmbda=args.lmbda)
+            return cls.begun(args.init_weights, lmbda=args.lmbda)
+        codec = cls(cls.entry.presets[args.preset], **({} if args.lmbda is None else {"lmbda": args.lmbda}))
         if getattr(args, "start", None) == "linear":
             codec.start_linear()
         return codec
+
+    @classmethod
+    def begun(cls, path, lmbda: float | Sequence[float] | None = None) -> Codec:
+        """`load_for_training` of weights of this model. UserError if they are of another."""
+        weights.check_model(path, cls.entry.name)
+        return load_for_training(path, lmbda=lmbda)
 
     @classmethod
     def add_compress_flags(cls, parser, rate) -> None:
@@ -857,6 +870,14 @@ def _stream_errors():
 def _check_symbols(mark: tf.Tensor, fingerprint: int) -> None:
     if int(mark.numpy()[0]) != fingerprint:
         raise container.StreamError("damaged stream: the decoded symbols are not those that were coded")
+
+
+def validation_draws(images: tf.Tensor, count: int) -> tf.Tensor:
+    """For validation a number below `count` for each of the images [B, H, W, 3] in 0..255: int32 [B].
+
+    Told by its pixels, so that a picture has the same one each time, in batches of any size and on any device.
+    """
+    return tf.reduce_sum(tf.cast(images, tf.int32), [1, 2, 3]) % count
 
 
 def to_uint8(image: tf.Tensor) -> np.ndarray:

@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from models import files
 from models.bit_context import ContextModel
-from models.codec import Codec, load_for_training
+from models.codec import Codec
 from models.coding import tables
 from models.errors import UserError
 from models.images import write_image
@@ -269,9 +269,7 @@ class CWIC(Codec):
         """A new codec, one of the weights file's stage that goes on, or one of stage 2 that begins with stage 1's."""
         if not args.init_weights:
             return cls(cls.entry.presets[args.preset], joint_rate=args.joint_rate)
-        before = load_for_training(args.init_weights)
-        if not isinstance(before, cls):
-            raise UserError(f"{args.init_weights}: weights of {before.entry.name}, not of {cls.entry.name}")
+        before = cls.begun(args.init_weights)
         if args.stage == 1:
             if before.stage == 2:
                 raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")

@@ -38,7 +38,7 @@ import numpy as np
 import tensorflow as tf
 
 from models import classifier as classifiers
-from models.codec import Codec, StreamCommand, load_for_training
+from models.codec import Codec, StreamCommand
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError, one_line
 from models.latents import ROW_BIAS, ROW_GAIN
@@ -522,9 +522,7 @@ class ELC(Codec):
         """A new codec of stage "base", or one of any stage that begins with the weights of --init_weights."""
         if not args.init_weights:
             return super().for_training(args)
-        path, before = args.init_weights, load_for_training(args.init_weights)
-        if not isinstance(before, cls):
-            raise UserError(f"{path}: weights of {before.entry.name}, not of {cls.entry.name}")
+        path, before = args.init_weights, cls.begun(args.init_weights)
         place = STAGES.index(args.stage)
         allowed = STAGES[max(0, place - 1) : place + 1]
         if before.stage not in allowed:

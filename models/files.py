@@ -112,11 +112,11 @@ def check_target(path: PathLike, force: bool = False) -> None:
       UserError: the path is a directory, lies in a folder that does not exist or cannot be written to, or
         exists and `force` is not given.
     """
+    if is_device(path):
+        return
     target = os.path.realpath(path)
     if os.path.isdir(target):
         raise UserError(f"{path}: is a directory")
-    if _is_device(target):
-        return
     if os.path.exists(target) and not force:
         raise UserError(f"{path}: exists already (--force replaces it)")
     folder = os.path.dirname(target)
@@ -140,12 +140,11 @@ def atomic_write(path: PathLike, data: bytes, force: bool = False) -> None:
       UserError: as of `check_target`, or the disk is full, or the like. Nothing is left behind.
     """
     check_target(path, force)
-    target = os.path.realpath(path)
     try:
-        if _is_device(target):
-            Path(target).write_bytes(data)
+        if is_device(path):
+            Path(path).write_bytes(data)
         else:
-            _write_and_rename(target, data)
+            _write_and_rename(os.path.realpath(path), data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {reason(error)}") from error
 
@@ -166,10 +165,15 @@ def _write_and_rename(target: str, data: bytes) -> None:
         raise
 
 
-def _is_device(target: str) -> bool:
-    """Whether something is there that is neither file nor directory: renaming onto it would destroy it."""
+def is_device(path: PathLike) -> bool:
+    """Whether something is there that is neither file nor directory: renaming onto it would destroy it.
+
+    Also a name for what this process has open already, whatever that is: the shell made it.
+    """
+    if os.fspath(path) == "/dev/stdout" or os.fspath(path).startswith("/dev/fd/"):
+        return True
     try:
-        mode = os.stat(target).st_mode
+        mode = os.stat(path).st_mode  # of what a link leads to: that of a pipe in /proc is no path
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

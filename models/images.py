@@ -31,6 +31,10 @@ WRITERS = {
 }
 
 
+# Formats whose files cannot hold longer sides.
+MAX_SIDE = {"WEBP": 16383, "JPEG": 65500}
+
+
 class ImageWarning(UserWarning):
     """The picture could be read, but something of it (transparency, further frames) is not in the result."""
 
@@ -187,15 +191,31 @@ def encode_image(array: np.ndarray, extension: str = ".png") -> bytes:
       extension: one of `WRITERS`, in any case; an empty one is `.png`.
 
     Raises:
-      UserError: nothing is known of the extension.
+      UserError: nothing is known of the extension, or such files cannot hold a picture of this size.
     """
+    file_format, options = _writer(extension, *array.shape[:2])
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def check_writable(path: PathLike, height: int, width: int) -> None:
+    """Says early what `write_image` would refuse of a path's extension and a picture's size. UserError if so."""
+    try:
+        _writer(Path(path).suffix, height, width)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _writer(extension: str, height: int, width: int) -> tuple[str, dict]:
     extension = extension.lower() or ".png"
     if extension not in WRITERS:
         raise UserError(f"cannot write pictures as {extension}: choose one of {' '.join(WRITERS)}")
     file_format, options = WRITERS[extension]
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, file_format, **options)
-    return buffer.getvalue()
+    limit = MAX_SIDE.get(file_format)
+    if limit and max(height, width) > limit:
+        raise UserError(f"{extension} files hold at most {limit} pixels a side, and the picture is {width}x{height}")
+    return file_format, options
 
 
 def write_image(path: PathLike, array: np.ndarray, force: bool = False) -> None:

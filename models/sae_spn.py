@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.bit_context import ContextModel
-from models.codec import Codec, load_for_training
+from models.codec import Codec
 from models.coding import tables
 from models.errors import UserError, one_line
 from models.images import ImageWarning
@@ -421,9 +421,7 @@ class SAESPN(Codec):
         """A new codec of stage 1, or one of the stage that is asked for with the weights of another."""
         config, variant, before = cls.entry.presets[args.preset], args.variant or VARIANTS[0], None
         if args.init_weights:
-            before = load_for_training(args.init_weights)
-            if not isinstance(before, cls):
-                raise UserError(f"{args.init_weights}: weights of {before.entry.name}, not of {cls.entry.name}")
+            before = cls.begun(args.init_weights)
             if args.variant not in (None, before.variant):
                 raise UserError(f"{args.init_weights}: weights of the variant {before.variant}, not {args.variant}")
             config, variant = before.config, before.variant

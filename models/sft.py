@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from models import quality_map as user_maps
-from models.codec import Codec
+from models.codec import Codec, validation_draws
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError
 from models.lambdas import numbers
@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 LATENT_SCALE = 16.0
 #: A batch of a higher loss has no gradient (the authors skip it too).
 SKIPPED_LOSS = 1e4
+#: So many qualities from 0 to 1 are validated, each on some of the pictures.
+VALIDATION_QUALITIES = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +202,8 @@ class SFT(Codec):
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """bpp + mean of λ(q) · squared error (paper, equation 4), q a random map; see `Codec.losses`.
 
-        For validation the maps are uniform, from 0 to 1 over the batch, the same at each time; in training pictures of
-        low qualities count more (`Codec._level_weights` says why).
+        For validation the maps are uniform, one of nine qualities for each picture, the same at each time; in training
+        pictures of low qualities count more (`Codec._level_weights` says why).
 
         images: [B, H, W, 3]; or [B, H, W, 4] from data with segmentation masks, the last channel being the class of
           each pixel (0..255): some maps have a level per class then.
@@ -212,8 +214,8 @@ class SFT(Codec):
         if training:
             quality_map = quality_maps.training_maps(shape, masks)
         else:
-            level = tf.range(shape[0]) / tf.maximum(shape[0] - 1, 1)
-            quality_map = tf.broadcast_to(tf.cast(level, tf.float32)[:, None, None, None], [*shape, 1])
+            level = tf.cast(validation_draws(images, VALIDATION_QUALITIES), tf.float32) / (VALIDATION_QUALITIES - 1)
+            quality_map = tf.broadcast_to(level[:, None, None, None], [*shape, 1])
         reconstruction, bits = self(images, training=training, quality_map=quality_map)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
         figures["loss"] = self.rate_distortion(images, reconstruction, figures["bpp"], quality_map)
@@ -251,10 +253,9 @@ class SFT(Codec):
             "--lambda",
             dest="lmbda",
             type=numbers,
-            default=(0.001, 0.08),
             metavar="λ0,λ1",
             help="λ of the loss bpp + λ · squared error (0..255 scale) at qualities 0 and 1, rising exponentially in "
-            "between. Those of the paper by default.",
+            "between. By default those of the --init_weights, and the paper's without them.",
         )
         cls.add_start_flag(parser)
         cls.add_restoration_flag(parser)
@@ -262,7 +263,7 @@ class SFT(Codec):
     @classmethod
     def check_train_flags(cls, args) -> None:
         super().check_train_flags(args)
-        if len(args.lmbda) != 2:
+        if args.lmbda is not None and len(args.lmbda) != 2:
             raise UserError(f"--lambda takes two numbers for SFT, of qualities 0 and 1, not {len(args.lmbda)}")
 
     @classmethod

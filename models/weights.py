@@ -43,6 +43,13 @@ def verify(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str])
     return weights_id
 
 
+def check_model(path, model: str) -> None:
+    """UserError unless a weights file is of that model."""
+    name = read_metadata(path).get("model")
+    if name != model:
+        raise UserError(f"{path}: weights of {name}, not of {model}")
+
+
 def write(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], force: bool = True) -> None:
     """Writes a weights file, whole or not at all. UserError if that fails."""
     from safetensors.numpy import save

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -266,6 +267,7 @@ def test_bad_outputs(run, tiny, crop):
     save("a.png", crop(8, 8))
     save("b.png", crop(8, 8))
     Path("a.tfci").write_bytes(tiny.compress(crop(8, 8)))
+    Path("wide.tfci").write_bytes(tiny.compress(np.zeros([1, 66_000, 3], np.uint8)))
     Path("file").write_text("in the way")
     Path("folder").mkdir()
     before = files()
@@ -276,6 +278,8 @@ def test_bad_outputs(run, tiny, crop):
         (("compress", "a.png", "b.png", "-o", "file"), "file: is a file"),
         (("compress", "a.png", "-o", "a.png"), "a.png: is an input"),
         (("decompress", "a.tfci", "-o", "x.xyz"), "x.xyz: cannot write pictures as .xyz"),
+        (("decompress", "wide.tfci", "-o", "x.webp"), "x.webp: .webp files hold at most 16383 pixels a side"),
+        (("decompress", "wide.tfci", "-o", "x.jpg"), "x.jpg: .jpg files hold at most 65500 pixels a side"),
         (("decompress", "a.tfci", "-o", "file/x.png"), "file/x.png: its folder"),
         (("decompress", "a.tfci", "-o", "/proc/x.png"), "/proc/x.png: "),
         (("evaluate", "a.png", "--json", "nowhere/x.json"), "nowhere/x.json: its folder"),
@@ -286,6 +290,22 @@ def test_bad_outputs(run, tiny, crop):
         (line,) = lines(run.err)
         assert line.startswith(f"error: {message}"), line
         assert files() == before, arguments
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--target_bpp", "nan"), ("--target_kb", "inf"), ("--target_kb", "0"), ("--target_bpp=-1",)]
+)
+def test_sizes_that_are_none(run, crop, arguments):
+    save("a.png", crop(8, 8))
+    assert run("compress", "a.png", *arguments, *W) == 1
+    (line,) = lines(run.err)
+    assert line.startswith(f"error: {arguments[0].split('=')[0]} ") and line.endswith("must be a number above 0")
+
+
+def test_a_tile_may_be_larger_than_any_picture(run, tiny, crop):
+    save("a.png", crop(8, 8))
+    assert run("compress", "a.png", "--tile", 10**11, *W) == 0
+    assert Path("a.png.tfci").read_bytes() == tiny.compress(crop(8, 8))
 
 
 def test_bad_weights(run, tiny_weights, crop):
@@ -486,6 +506,26 @@ def test_bad_training_runs(run, pictures, tiny_weights):
         assert files() == before, arguments
 
 
+def test_training_goes_on_from_weights_of_its_own_model_and_lambda(run, pictures, tiny_weights, tiny, monkeypatch):
+    import train.fit
+    from models.errors import UserError
+    from models.registry import get
+
+    def fit(build, options):
+        begun.append(build())
+        return SimpleNamespace(best="", final="")
+
+    begun = []
+    monkeypatch.setattr(train.fit, "fit", fit)
+    source = ("--train_glob", pictures(1), "--init_weights", "{weights}")
+    assert run("train", *source) == 0 and begun[-1].lambdas == tiny.lambdas
+    assert run("train", *source, "--lambda", "0.5") == 0 and begun[-1].lambdas == (0.5,)
+    for model in ("sft", "cwic", "sae_spn", "elc"):
+        entry = get(model)
+        with pytest.raises(UserError, match=f"weights of elic, not of {model}"):
+            entry.codec.begun(tiny_weights)
+
+
 def test_train_compress_decompress(run, pictures, monkeypatch, tiny):
     """The three commands together, on pictures that train nothing, with a preset of the tiny model's size."""
     from models.elic import PRESETS
@@ -536,6 +576,24 @@ def test_as_a_process(process, tmp_path, tiny, tiny_weights, crop):
     np.testing.assert_array_equal(
         images.read_image(tmp_path / "0.png.tfci.png"), tiny.decompress((tmp_path / "0.png.tfci").read_bytes())
     )
+
+
+def test_names_that_are_no_text_and_results_to_a_pipe(tmp_path, tiny, tiny_weights, crop):
+    """As in a terminal with UTF-8, whose output refuses other bytes."""
+    name = os.fsdecode(b"caf\xe9.png")
+    save(tmp_path / name, crop(20, 30))
+    command = [sys.executable, str(ROOT / "models" / "elic.py"), "compress", name, "--weights", str(tiny_weights)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+
+    def process(*flags):
+        done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    assert process().stdout.startswith(b"caf\\udce9.png -> ")
+    assert (tmp_path / (name + ".tfci")).read_bytes() == tiny.compress(crop(20, 30))
+    done = process("-o", "/dev/stdout")
+    assert done.stdout == tiny.compress(crop(20, 30)) and b" -> /dev/stdout: 30x20" in done.stderr
 
 
 def test_help_as_a_process(process):

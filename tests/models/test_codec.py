@@ -226,6 +226,8 @@ def test_saved_and_loaded_weights_do_the_same(fresh, crop, tmp_path):
     assert len(np.unique(decoded)) > 10
     half = load(path, synthesis=False)
     assert half.compress(image) == data
+    with pytest.raises(ValueError, match="without the synthesis"):
+        half.decompress(data)
     metadata = weights.read_metadata(path)
     assert metadata["steps"] == "0" and metadata["model"] == "elic" and float(metadata["lambda"]) == 0.03
 
