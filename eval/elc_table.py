@@ -32,7 +32,7 @@ from models import files, weights
 from models.codec import load, to_uint8
 from models.elc import perceptual_features_of
 from models.errors import UserError
-from train.labelled import open_labelled
+from train.labelled import open_test
 from transforms import deep_features
 
 CLASSICAL = ("jpeg", "webp", "avif")
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         classifier = classifiers.load(args.classifier)
         if classifier.labels != codec.labels or classifier.widths != codec.config.classifier_widths:
             raise UserError(f"{args.classifier}: not the classifier of {path}")
-        _, pictures = open_labelled(args.labelled, args.size)
+        pictures, part = open_test(args.labelled, args.size)
         if pictures.classes != codec.labels:
             raise UserError(f"{args.labelled}: its classes are not the labels of {path}")
         features = perceptual_features_of(args.perceptual) if args.perceptual else None
@@ -128,9 +128,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = measure(codec, classifier, crops, labels, features)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"{len(crops)} pictures of {args.size}x{args.size}\n\n{table(rows)}")
+    print(f"{len(crops)} {part} pictures of {args.size}x{args.size}\n\n{table(rows)}")
     if args.json:
-        facts = {"pictures": len(crops), "size": args.size, "weights_id": codec.weights_id.hex(), "rows": rows}
+        facts = {
+            "pictures": len(crops),
+            "part": part,
+            "size": args.size,
+            "weights_id": codec.weights_id.hex(),
+            "rows": rows,
+        }
         files.atomic_write(args.json, json.dumps(facts, indent=1).encode(), args.force)
     return 0
 

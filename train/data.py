@@ -63,6 +63,8 @@ class Photograph(NamedTuple):
     width: int
     # "JPEG" or "PNG", which TensorFlow decodes in two thirds of Pillow's time; "" for others.
     tf_format: str
+    # Among all pictures that were named, too small ones and those found damaged later included.
+    place: int = 0
 
 
 class Photographs:
@@ -89,14 +91,31 @@ class Photographs:
         return len(self.photographs)
 
     def split(self, every: int = HOLD_OUT) -> tuple[Photographs, Photographs]:
-        """Those to train on and those held out: every `every`-th and at least one, spread over the folder.
+        """Those to train on and those held out: every `every`-th of those named and at least one of each.
 
-        A single picture is both.
+        So what is held out at one patchsize is not trained on at another, whatever else is too small for it. A single
+        picture is both.
         """
-        held_out = set(range(0, len(self), every))
         if len(self) == 1:
             return self, self
+        held_out = {i for i, photograph in enumerate(self.photographs) if photograph.place % every == 0}
+        if not 0 < len(held_out) < len(self):
+            held_out = {0}
         return self._subset(i for i in range(len(self)) if i not in held_out), self._subset(sorted(held_out))
+
+    def without(self, others: Photographs) -> Photographs:
+        """Those whose files are not among the others'.
+
+        Raises:
+          UserError: that leaves none.
+        """
+        theirs = {os.path.realpath(photograph.path) for photograph in others.photographs}
+        kept = [i for i, photograph in enumerate(self.photographs) if os.path.realpath(photograph.path) not in theirs]
+        if not kept:
+            raise UserError("--validation_glob: names all pictures to train on")
+        if len(kept) < len(self):
+            logger.warning("--validation_glob: %d of its pictures are not trained on", len(self) - len(kept))
+        return self._subset(kept)
 
     def _subset(self, indices: Iterable[int]) -> Photographs:
         indices = list(indices)
@@ -205,7 +224,8 @@ def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photogra
     globs = [os.path.expanduser(part.strip()) for part in pattern.split(",") if part.strip()]
     paths = [str(path) for path in expand_inputs(globs)]
     found = [header for header in _in_threads(_header, paths, "looking at pictures") if header]
-    large = [photograph for photograph in found if min(photograph[1:3]) >= patchsize]
+    found = [photograph._replace(place=place) for place, photograph in enumerate(found)]
+    large = [photograph for photograph in found if min(photograph.height, photograph.width) >= patchsize]
     damaged, small = len(paths) - len(found), len(found) - len(large)
 
     pixels = None
@@ -381,9 +401,9 @@ def open_tfds(name: str, patchsize: int, held_out: int) -> tuple[TfdsImages, Tfd
         raise UserError(f"--tfds {name}: {reason}") from error
     if "train" not in splits:
         raise UserError(f"--tfds {name}: has no split named train, only {', '.join(splits)}")
-    for split in ("validation", "test"):
-        if split in splits:
-            return TfdsImages(builder, "train", patchsize), TfdsImages(builder, split, patchsize)
+    # Never the test split: what is chosen by its pictures cannot be judged by them any more.
+    if "validation" in splits:
+        return TfdsImages(builder, "train", patchsize), TfdsImages(builder, "validation", patchsize)
     return (
         TfdsImages(builder, f"train[{held_out}:]", patchsize),
         TfdsImages(builder, f"train[:{held_out}]", patchsize),
@@ -546,4 +566,6 @@ def open_data(options: FitOptions) -> tuple[Source, Crops]:
             train, validation = train.split()
     if options.validation_glob is not None:
         validation = open_photographs(options.validation_glob, options.patchsize, 0)
+        if isinstance(train, Photographs):
+            train = train.without(validation)
     return train, validation.centre_crops(limit)

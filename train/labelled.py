@@ -1,7 +1,8 @@
 """Pictures with labels: folders of classes, and TensorFlow Datasets.
 
     DIR/CLASS/*.jpg                 one picture in twenty is held out for validation
-    DIR/train/CLASS/*.jpg           with DIR/val, DIR/valid, DIR/validation or DIR/test of the same classes
+    DIR/train/CLASS/*.jpg           with DIR/val, DIR/valid or DIR/validation of the same classes, or one in twenty
+    DIR/test/CLASS/*.jpg            is for `open_test` alone: what is chosen by it cannot be judged by it any more
 
 Classes are numbered in the order of their names. A picture is scaled until its shorter side is that of the patch, for a
 crop of a small part may not show what the label says.
@@ -25,7 +26,8 @@ from train.data import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, 
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+VALIDATION_FOLDERS = ("val", "valid", "validation")
+TEST = "test"
 #: Of a split of TensorFlow Datasets no more than so many pictures are taken: they are held in memory.
 MAX_IN_MEMORY = 10_000
 
@@ -133,23 +135,53 @@ def open_labelled(name: str, patchsize: int) -> tuple[LabelledPictures, Labelled
     Raises:
       UserError: no such folder or data set; no classes, a class without pictures, other classes to validate on.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if os.sep in name and name.startswith((".", os.sep, "~")):
-            raise UserError(f"--labelled {name}: no such folder")
-        return _open_tfds(name, patchsize)
-    train = folder / "train"
+    if not _is_folder(name):
+        return _Tfds(name, patchsize).training()
+    train = Path(name).expanduser() / "train"
     if not train.is_dir():
-        return open_classes(folder, patchsize).split()
+        return open_classes(train.parent, patchsize).split()
     pictures = open_classes(train, patchsize)
-    for other in VALIDATION_FOLDERS:
-        if (folder / other).is_dir():
-            validation = open_classes(folder / other, patchsize)
-            if validation.classes != pictures.classes:
-                odd = sorted(set(validation.classes) ^ set(pictures.classes))
-                raise UserError(f"{folder / other}: other classes than {train}: {', '.join(odd[:5])}")
-            return pictures, validation
-    return pictures.split()
+    validation = _beside(pictures, train, VALIDATION_FOLDERS)
+    return (pictures, validation) if validation else pictures.split()
+
+
+def open_test(name: str, patchsize: int) -> tuple[LabelledPictures, str]:
+    """The pictures to measure on, and what they are called: "test" where there is such a folder or split.
+
+    Where there is none those to validate on, which somebody has chosen weights by.
+
+    Raises:
+      UserError: as of `open_labelled`.
+    """
+    if not _is_folder(name):
+        return _Tfds(name, patchsize).test()
+    train = Path(name).expanduser() / "train"
+    if train.is_dir():
+        test = _beside(open_classes(train, patchsize), train, [TEST])
+        if test:
+            return test, TEST
+    return open_labelled(name, patchsize)[1], "validation"
+
+
+def _is_folder(name: str) -> bool:
+    """UserError if it is neither a folder nor may be the name of a data set."""
+    if Path(name).expanduser().is_dir():
+        return True
+    if os.sep in name and name.startswith((".", os.sep, "~")):
+        raise UserError(f"--labelled {name}: no such folder")
+    return False
+
+
+def _beside(pictures: LabelledPictures, train: Path, names: Sequence[str]) -> LabelledPictures | None:
+    """The pictures of the first of the folders that lies beside `train`, whose classes must be the same."""
+    for folder in (train.parent / name for name in names):
+        if folder.is_dir():
+            others = open_classes(folder, pictures.patchsize)
+            if others.classes != pictures.classes:
+                odd = sorted(set(others.classes) ^ set(pictures.classes))
+                raise UserError(f"{folder}: other classes than {train}: {', '.join(odd[:5])}")
+            return others
+    return None
 
 
 def open_classes(folder, patchsize: int) -> LabelledPictures:
@@ -168,32 +200,46 @@ def open_classes(folder, patchsize: int) -> LabelledPictures:
     return LabelledPictures(paths, labels, classes, patchsize)
 
 
-def _open_tfds(name: str, patchsize: int) -> tuple[LabelledPictures, LabelledPictures]:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError(
-            f"--labelled {name}: no such folder; for a data set of that name: pip install tensorflow-datasets"
-        ) from error
-    try:
-        builder = tfds.builder(name)
-        builder.download_and_prepare()
-        classes, splits = builder.info.features["label"].names, builder.info.splits
-    # Unknown names, failed downloads, no labels: an exception type for each, and one line for the user.
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--labelled {name}: {reason}") from error
+class _Tfds:
+    """A TensorFlow Datasets data set with labels. UserError if there is none of this name."""
 
-    def read(split: str) -> LabelledPictures:
-        records = builder.as_dataset(split=split).take(MAX_IN_MEMORY).as_numpy_iterator()
-        pairs = [(scaled(as_rgb(record["image"]), patchsize), record["label"]) for record in records]
+    def __init__(self, name: str, patchsize: int):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise UserError(
+                f"--labelled {name}: no such folder; for a data set of that name: pip install tensorflow-datasets"
+            ) from error
+        try:
+            self._builder = tfds.builder(name)
+            self._builder.download_and_prepare()
+            info = self._builder.info
+            self._classes, self._splits = info.features["label"].names, info.splits
+        # Unknown names, failed downloads, no labels: an exception type for each, and one line for the user.
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"--labelled {name}: {reason}") from error
+        if "train" not in self._splits:
+            raise UserError(f"--labelled {name}: has no split named train, only {', '.join(self._splits)}")
+        self._name, self._patchsize = name, patchsize
+
+    def training(self) -> tuple[LabelledPictures, LabelledPictures]:
+        """As of `open_labelled`."""
+        train = self._read("train")
+        return (train, self._read("validation")) if "validation" in self._splits else train.split()
+
+    def test(self) -> tuple[LabelledPictures, str]:
+        """As of `open_test`."""
+        if TEST in self._splits:
+            return self._read(TEST), TEST
+        return self.training()[1], "validation"
+
+    def _read(self, split: str) -> LabelledPictures:
+        records = self._builder.as_dataset(split=split).take(MAX_IN_MEMORY + 1).as_numpy_iterator()
+        pairs = [(scaled(as_rgb(record["image"]), self._patchsize), record["label"]) for record in records]
         if not pairs:
-            raise UserError(f"--labelled {name}: no pictures in {split}")
-        return LabelledPictures(*zip(*pairs), classes, patchsize)
-
-    if "train" not in splits:
-        raise UserError(f"--labelled {name}: has no split named train, only {', '.join(splits)}")
-    for split in ("validation", "test"):
-        if split in splits:
-            return read("train"), read(split)
-    return read("train").split()
+            raise UserError(f"--labelled {self._name}: no pictures in {split}")
+        if len(pairs) > MAX_IN_MEMORY:
+            pairs.pop()
+            logger.warning("--labelled %s: the first %d pictures of %s are used", self._name, len(pairs), split)
+        return LabelledPictures(*zip(*pairs), self._classes, self._patchsize)

@@ -141,8 +141,8 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     add("tfds", "Name of a TensorFlow Datasets image data set to train on instead, such as clic.")
     add(
         "labelled",
-        "Pictures with labels to train on instead: a folder with a folder for each class, or with train and val (or "
-        "test) that have these; or the name of a TensorFlow Datasets data set, such as oxford_flowers102. They are "
+        "Pictures with labels to train on instead: a folder with a folder for each class, or with train and val "
+        "that have these; or the name of a TensorFlow Datasets data set, such as oxford_flowers102. They are "
         "scaled until the shorter side fits the patch.",
     )
     add(

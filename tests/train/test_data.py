@@ -4,6 +4,7 @@ import itertools
 import logging
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,41 @@ def test_held_out_pictures_are_not_trained_on(tmp_path):
     assert len(validated) == 3 and trained == set(range(41)) - validated
     again, _ = data.open_photographs(str(tmp_path / "*.png"), 8, 0).split()
     assert again.photographs == train.photographs
+
+
+def test_what_is_held_out_does_not_depend_on_the_patchsize(tmp_path):
+    """Pictures that are too small, or damaged in their pixels, shift no other from one part to the other."""
+    for i in range(60):
+        side = 8 if i in (1, 2, 21, 40) else 32
+        Image.new("RGB", (side, side), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    held_out = {}
+    for patchsize in (8, 16):
+        train, validation = data.open_photographs(str(tmp_path / "*.png"), patchsize, 0).split()
+        held_out[patchsize] = {Path(p.path).stem for p in validation.photographs}
+        assert not held_out[patchsize] & {Path(p.path).stem for p in train.photographs}
+    assert held_out == {8: {"00", "20", "40"}, 16: {"00", "20"}}
+
+
+def test_one_of_each_part_at_least(tmp_path):
+    """Where all that are large enough are to be held out, and where none is."""
+    for large in ((0, 20, 40), (1, 2, 30)):
+        for i in range(41):
+            side = 32 if i in large else 8
+            Image.new("RGB", (side, side), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
+        train, validation = data.open_photographs(str(tmp_path / "*.png"), 16, 0).split()
+        assert (len(train), len(validation)) == (2, 1)
+
+
+def test_pictures_to_validate_on_are_not_trained_on(tmp_path, caplog):
+    pattern = flat(tmp_path, 12)
+    options = dict(train_path="", patchsize=8, batchsize=2, train_glob=pattern, seed=0)
+    source, crops = data.open_data(FitOptions(validation_glob=str(tmp_path / "*[05].png"), **options))
+    validated = set(crops[:, 0, 0, 0].tolist())
+    trained = set(batches(source, 30, batchsize=1)[..., 0, 0, 0].ravel().tolist())
+    assert validated and trained and not validated & trained
+    assert len(trained) + len(validated) == 12 and f"{len(validated)} of its pictures are not trained on" in caplog.text
+    with pytest.raises(UserError, match="names all pictures to train on"):
+        data.open_data(FitOptions(validation_glob=pattern, **options))
 
 
 def test_validation_glob_and_limit(tmp_path, pictures):

@@ -49,13 +49,23 @@ def test_the_shorter_side_is_scaled_to_the_patch():
     assert labelled.scaled(ramp, 20) is ramp
 
 
-@pytest.mark.parametrize("name", ["val", "test"])
-def test_train_and_validation_folders(tmp_path, name):
+def test_train_and_validation_folders(tmp_path):
     classes(tmp_path / "train", {"a": 3, "b": 2})
-    classes(tmp_path / name, {"a": 1, "b": 2})
+    classes(tmp_path / "val", {"a": 1, "b": 2})
     train, validation = labelled.open_labelled(str(tmp_path), 8)
     assert (len(train), len(validation)) == (5, 3)
     assert validation.centre_crops(99)[1].tolist() == [0, 1, 1]
+    assert [len(validation), "validation"] == [len(labelled.open_test(str(tmp_path), 8)[0]), "validation"]
+
+
+def test_test_pictures_are_measured_on_and_nothing_else(tmp_path):
+    classes(tmp_path / "train", {"a": 30, "b": 10})
+    classes(tmp_path / "test", {"a": 4, "b": 5})
+    train, validation = labelled.open_labelled(str(tmp_path), 8)
+    assert (len(train), len(validation)) == (38, 2)
+    assert all("train" in path.parts for path in train.pictures + validation.pictures)
+    test, name = labelled.open_test(str(tmp_path), 8)
+    assert (len(test), name) == (9, "test") and all("test" in path.parts for path in test.pictures)
 
 
 def test_damaged_pictures_are_skipped(tmp_path, caplog):
