@@ -237,6 +237,12 @@ def _add_export(commands, entry: registry.Entry) -> None:
     )
     _add_tile_flag(parser)
     parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="For servers with GPUs, whose libraries choose how to convolve: the networks that choose probabilities "
+        "are exact with any algorithm, in twice their time. By default only where there is a GPU here.",
+    )
+    parser.add_argument(
         "--tflite",
         metavar="WxH",
         type=_size,
@@ -481,6 +487,7 @@ def _export(model: str, args: argparse.Namespace) -> int:
     path = _weights_path(model, args)
     codec = _load(model, path, tile=args.tile)
     from models import serving
+    from transforms import exact
 
     if codec.reach is None and args.max_megapixels > 1:
         warnings.warn(
@@ -491,13 +498,14 @@ def _export(model: str, args: argparse.Namespace) -> int:
         )
     card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
     card |= weights.read_metadata(path)
-    if args.tflite:
-        from models import tflite
+    with exact.any_algorithm(True if args.gpu else None):
+        if args.tflite:
+            from models import tflite
 
-        target = tflite.export(codec, args.directory, *args.tflite, version=args.version, card=card)
-    else:
-        pixels = int(args.max_megapixels * 1e6)
-        target = serving.export(codec, args.directory, args.version, max_pixels=pixels, card=card)
+            target = tflite.export(codec, args.directory, *args.tflite, version=args.version, card=card)
+        else:
+            pixels = int(args.max_megapixels * 1e6)
+            target = serving.export(codec, args.directory, args.version, max_pixels=pixels, card=card)
     print(f"{path} -> {target}")
     return 0
 

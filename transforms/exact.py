@@ -8,7 +8,8 @@ So the networks that choose rows and means have two forms:
 * the **integer form**, for coding: 12-bit weights and 8-bit activations carried by float32. While every partial sum
   stays below 2^24 a float32 convolution of integers is exact in any order of summation, so stock kernels do the work
   and all agree. After each layer one multiplication and one rounding bring the accumulator back to 8 bits.
-  (Never a multiplication and an addition: compilers may fuse those and round differently.)
+  (Never a multiplication and an addition: compilers may fuse those and round differently.) FFT and Winograd, which
+  libraries of GPUs may choose, do not sum products and are not exact: `any_algorithm` makes room for their errors.
 
 The method is that of He et al., "Post-Training Quantization for Cross-Platform Learned Image Compression",
 arXiv 2202.07513, with float32 as the carrier.
@@ -37,6 +38,35 @@ EXACT = float(2**24)
 WEIGHT_LIMIT = 2047
 #: The share of a calibration set's activations that an 8-bit range covers; the rest is clipped.
 PERCENTILE = 99.99
+
+
+#: `any_algorithm` takes weights as so many times their high part, and a low part of at most half of that. Neither is
+#: larger than the weight, so that their sums are within the exact range, too.
+HIGH = 32.0
+_any_algorithm: bool | None = None
+
+
+@contextlib.contextmanager
+def any_algorithm(wanted: bool | None = True):
+    """Inside, the integer form is exact whatever algorithm the convolutions use, in twice their time.
+
+    FFT and Winograd err in proportion to the size of what they sum. With 12-bit weights that can be a unit (of one FFT
+    with the weights of ELIC `medium` up to 0.3, and more on other pictures); with their halves, 6 bits each, it is some
+    hundredths, which rounding takes away.
+
+    wanted: None asks TensorFlow: True where it sees a GPU, whose library chooses algorithms by trying them. That is so
+      outside of this, too. A graph keeps what was so when it was made.
+    """
+    global _any_algorithm
+    before, _any_algorithm = _any_algorithm, wanted
+    try:
+        yield
+    finally:
+        _any_algorithm = before
+
+
+def _algorithm_is_unknown() -> bool:
+    return bool(tf.config.list_logical_devices("GPU")) if _any_algorithm is None else _any_algorithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +176,14 @@ class _IntegerConv(tf.Module):
 
     def accumulate(self, x: tf.Tensor) -> tf.Tensor:
         """Exact integers [..., filters] of magnitude below 2^24."""
-        acc = self.conv(x, tf.cast(self.kernel, tf.float32)) + tf.cast(self.bias, tf.float32)
-        return tf.round(acc)  # an algorithm with small errors of its own (Winograd, FFT) lands on the same integer
+        kernel = tf.cast(self.kernel, tf.float32)
+        if _algorithm_is_unknown():
+            high = tf.round(kernel / HIGH)
+            low = kernel - HIGH * high
+            acc = HIGH * tf.round(self.conv(x, high)) + tf.round(self.conv(x, low))
+        else:
+            acc = tf.round(self.conv(x, kernel))
+        return acc + tf.cast(self.bias, tf.float32)
 
     def quantise(self, kernel: np.ndarray, bias: np.ndarray, in_scale: np.ndarray, in_limit: float) -> np.ndarray:
         """Sets kernel and bias; returns the real size of one unit of the accumulator, [filters].

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.fft
 import tensorflow as tf
 
 from transforms import checkerboard, exact
@@ -146,8 +147,9 @@ def test_no_input_leaves_the_exact_range(name, adversary, bias):
     assert np.all(np.isfinite(step)) and np.all(step > 0)
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_worst_input_is_summed_exactly(name):
+def test_the_worst_input_is_summed_exactly(name, halves):
     conv, channels, limit = LAYERS[name], 200, 255
     kernel = np.ones(conv.kernel_shape(channels), np.float32) - 0.3 * np.abs(random(*conv.kernel_shape(channels)))
     layer, _ = integer_layer(conv, channels, kernel, np.full(conv.filters, 0.5), np.ones(channels), float(limit))
@@ -155,7 +157,33 @@ def test_the_worst_input_is_summed_exactly(name):
     exact_kernel = layer.kernel.numpy().astype(np.float64)
     expected = conv_float64(conv, x.astype(np.float64), exact_kernel) + layer.bias.numpy()
     assert expected.max() > EXACT / 4  # the range is made use of
-    np.testing.assert_array_equal(layer.accumulate(tf.constant(x, tf.float32)), expected)
+    with exact.any_algorithm(halves):
+        np.testing.assert_array_equal(layer.accumulate(tf.constant(x, tf.float32)), expected)
+
+
+def fft_convolution(conv, x, kernel):
+    """`Conv.__call__` by way of a float32 FFT, as libraries of GPUs may do it."""
+    size, (_, height, width, _) = conv.size, x.shape
+    padded = np.pad(x.numpy()[0], [(size // 2, size // 2)] * 2 + [(0, 0)])
+    spectrum = scipy.fft.rfft2(padded, axes=(0, 1))
+    kernel = scipy.fft.rfft2(kernel.numpy()[::-1, ::-1], padded.shape[:2], axes=(0, 1))
+    assert spectrum.dtype == np.complex64
+    summed = scipy.fft.irfft2(np.einsum("hwc,hwco->hwo", spectrum, kernel), padded.shape[:2], axes=(0, 1))
+    return tf.constant(summed[None, size - 1 :, size - 1 :][:, :height, :width])
+
+
+def test_an_algorithm_that_errs_gives_the_same_integers(monkeypatch):
+    """Inside `any_algorithm`; outside of it such sums are others, so that this test can fail."""
+    conv, channels = Conv(8, 3), 160
+    kernel = np.abs(random(*conv.kernel_shape(channels)))
+    layer, _ = integer_layer(conv, channels, kernel, np.zeros(8), np.ones(channels), 255.0)
+    x = tf.constant(np.random.default_rng(1).integers(0, 256, [1, 60, 60, channels]), tf.float32)
+    expected = layer.accumulate(x).numpy()
+    assert np.abs(expected).max() < EXACT
+    monkeypatch.setattr(Conv, "__call__", fft_convolution)
+    assert np.any(np.round(layer.accumulate(x)) != expected)
+    with exact.any_algorithm():
+        np.testing.assert_array_equal(layer.accumulate(x), expected)
 
 
 def conv_float64(conv, x, kernel):
