@@ -6,7 +6,7 @@ squares of `--size`, by real files:
     bpp, top-1 and top-5 from the latents, without a picture
     top-1 of the same classifier on the pictures themselves, on those that the codec decodes with and without its
       enhancement, and on those of JPEG, WebP and AVIF in at most the same bytes
-    PSNR, MS-SSIM and, where --perceptual names a network, the distance of `transforms.perceptual` of all of these
+    PSNR, MS-SSIM and, where --perceptual names a network, the distance of `transforms.deep_features` of all of these
 
 A classical codec that cannot do it in so few bytes is measured at its lowest quality: its own bpp say so.
 """
@@ -46,7 +46,7 @@ def measure(codec, classifier, pictures: np.ndarray, labels: np.ndarray, feature
       classifier: the whole one, whose tail is the codec's.
       pictures: uint8 [N, H, W, 3].
       labels: [N], numbers of the classes.
-      features: as of `transforms.perceptual`, if that distance is wanted.
+      features: as of `transforms.deep_features`, if that distance is wanted.
     """
     rows: dict[str, list[dict[str, float]]] = {}
 

@@ -148,7 +148,7 @@ class Classifier(tf.keras.Model):
         return self.tail(self.front(images, training=training), training=training)
 
     def features(self, images) -> list[tf.Tensor]:
-        """What the front gives, as one layer for `transforms.perceptual`."""
+        """What the front gives, as one layer for `transforms.deep_features`."""
         return [self.front(images)]
 
     def named_variables(self) -> dict[str, tf.Variable]:
