@@ -294,7 +294,7 @@ class CWIC(Codec):
           UserError: weights of stage 1, which keep all bits everywhere.
         """
         self._check_importance()
-        _, p = self.analyse(self.pad(tf.cast(image[None], tf.float32)))
+        _, p = self.analyse_in_tiles(self.pad(tf.constant(image[None])), {})
         levels = self.config.levels
         grey = tf.round(importance.quantise(p, levels) * (255 / (levels - 1)))
         grey = np.repeat(np.repeat(grey[0].numpy().astype(np.uint8), 8, 0), 8, 1)

@@ -357,10 +357,9 @@ class SAESPN(Codec):
         """One step of both players on a batch [B, P, P, 3]; in stage 1 of the autoencoder alone."""
         if self.stage == 1:
             return super().train_step(images)
-        images, _, _ = tf.keras.utils.unpack_x_y_sample_weight(images)
         share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape(persistent=True) as tape:
-            losses = self.losses(images, training=True)
+            losses = self.losses(self.batch(images), training=True)
             mine, theirs = share * losses["loss"], share * losses["discriminator"]
         self.optimizer.minimize(mine, self.trainable_variables, tape=tape)
         self.discriminator_optimizer.minimize(theirs, self.discriminator.trainable_variables, tape=tape)
