@@ -110,7 +110,7 @@ class Codec(tf.keras.Model):
         self.path: str | None = None  # of the weights file, if loaded from one
         self.decodes = True  # False if it has been loaded without the synthesis
         self._entropy_models: EntropyModels | None = None
-        self._fixed: str | None = None
+        self.fixed: str | None = None  # the part that `fix` has fixed
         self._refiner: Refiner | None = None
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
 
@@ -212,7 +212,7 @@ class Codec(tf.keras.Model):
 
     def _rate_coder(self, training: bool):
         if training:
-            kind = {None: TrainingRate, "encoder": HardRate, "decoder": SoftRate}[self._fixed]
+            kind = {None: TrainingRate, "encoder": HardRate, "decoder": SoftRate}[self.fixed]
             return kind(self.entropy_models)
         return FloatRate(self.entropy_models) if self.bank is None else TableRate(self.bank)
 
@@ -348,17 +348,17 @@ class Codec(tf.keras.Model):
         part: the half that stays. "encoder": all others learn from latents rounded as in files, see `HardRate`;
           "decoder", which is all but `encoder_parts`: these learn from latents that are rounded softly, see `SoftRate`.
         """
-        self._fixed = part
+        self.fixed = part
 
     @property
     def trainable_weights(self) -> list[tf.Variable]:
         """What training changes: the variables of densities and transforms, less those of a part that is fixed."""
         found = super().trainable_weights
-        if self._fixed is None:
+        if self.fixed is None:
             return found
         variables = self.named_variables().items()
         encoder = {v.ref() for name, v in variables if name.split("/")[0] in self.encoder_parts}
-        return [v for v in found if (v.ref() in encoder) == (self._fixed == "decoder")]
+        return [v for v in found if (v.ref() in encoder) == (self.fixed == "decoder")]
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from models import files
 from models.classifier import SMALL_WIDTHS, Classifier, load
 from models.errors import UserError
 from train import data, labelled
+from train.fit import StopOnNaN, errors_of_users
 
 PRESETS = {"base": (), "small": SMALL_WIDTHS}
 
@@ -44,8 +45,16 @@ def augmented(pictures: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value((pictures - 128) * (1 + gain) + 128 + shift, 0.0, 255.0)
 
 
+@errors_of_users()
 def fit(classifier: Classifier, train, validation, args) -> dict[str, list[float]]:
-    """Trains on a `train.labelled.LabelledPictures`; leaves the weights of the best epoch. Returns Keras' history."""
+    """Trains on a `train.labelled.LabelledPictures`; leaves the weights of the best epoch.
+
+    Returns:
+      Keras' history.
+
+    Raises:
+      UserError: the loss is not finite any more; or as of `train.fit.errors_of_users`.
+    """
     epochs, steps = args.epochs, max(1, len(train) // args.batchsize)
     rate = tf.keras.optimizers.schedules.CosineDecay(args.learning_rate, epochs * steps)
     classifier.compile(
@@ -60,7 +69,7 @@ def fit(classifier: Classifier, train, validation, args) -> dict[str, list[float
         epochs=epochs,
         steps_per_epoch=steps,
         validation_data=held_out,
-        callbacks=[tf.keras.callbacks.TerminateOnNaN(), BestWeights()],
+        callbacks=[StopOnNaN("Nothing is written: try a lower --learning_rate"), BestWeights()],
         verbose=2,
     )
     return history.history
@@ -114,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("patchsize", "batchsize", "epochs", "learning_rate"):
             if not getattr(args, name) > 0:
                 raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+        if not 0 <= args.seed < 2**32:
+            raise UserError(f"--seed {args.seed}: must be at least 0 and below 2**32")
         if not args.labelled and args.init != "imagenet":
             raise UserError("give a folder of classes to train on (without one, only --init imagenet can be written)")
         files.check_target(args.output, args.force)

@@ -21,18 +21,21 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from models.errors import UserError
+from models import weights
+from models.errors import UserError, one_line
 from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
 from train.optimizer import make_optimizer
 from train.options import FitOptions
@@ -42,6 +45,10 @@ logger = logging.getLogger(__name__)
 # What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
 FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "ema", "mixed_precision")
 
+# What to do about a loss that is not finite.
+RESUME_ADVICE = (
+    "The state of the last good epoch is kept: --resume continues from there, perhaps with a lower --learning_rate"
+)
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
@@ -70,6 +77,29 @@ class Trained:
     final: str
 
 
+@contextlib.contextmanager
+def errors_of_users() -> Iterator[None]:
+    """Within, what TensorFlow says of the user's pictures, memory or disk becomes one line.
+
+    Raises:
+      UserError: memory or the disk is full; or a function that TensorFlow called, as the data pipeline does, has
+        raised one: TensorFlow raises an error of its own instead, with a traceback in its text.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        # A full disk is one, too.
+        if re.search("OOM|[Oo]ut of memory|allocat", str(error)):
+            raise UserError("out of memory: a smaller --batchsize or --patchsize needs less") from error
+        raise UserError(one_line(error)) from error
+    except tf.errors.InvalidArgumentError as error:
+        inner = re.search(rf"\b{UserError.__name__}: (.+)", str(error))
+        if not inner:
+            raise
+        raise UserError(inner[1]) from error
+
+
+@errors_of_users()
 def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     """Trains a codec from the beginning, or from where an earlier run stopped.
 
@@ -84,9 +114,9 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
       The trained codec and where its files are. With several workers, only the first one writes them.
 
     Raises:
-      UserError: there is nothing to train on; `train_path` holds a run and `resume` is not set, or the run
-        there does not fit these settings; or the loss is not finite any more. In the last case the state of
-        the last good epoch is kept.
+      UserError: there is nothing to train on, or not any more; `train_path` holds a run and `resume` is not set, or
+        the run there does not fit these settings or this codec; memory or the disk is full; or the loss is not finite
+        any more. In the last case the state of the last good epoch is kept.
       TrainingInterrupted: SIGTERM or SIGINT arrived. The state of a single process is saved as it is then;
         of several workers, that of the last full epoch is kept.
     """
@@ -101,17 +131,21 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     source, held_out = open_data(options)
     calibration = calibration_patches(source, options)
     held_out_count = len(pictures_of(held_out))
-    seed = secrets.randbits(32) if options.seed is None else options.seed
+    seed = data_seed(options, strategy)
     # Quantisation noise should not repeat from the first step on after a resume.
     tf.keras.utils.set_random_seed((seed + start_step) % 2**32)
 
     with strategy.scope(), precision(options.mixed_precision):
         codec = build()
+    run.check_codec(codec, is_chief(strategy))
     if hasattr(source, "classes"):
         codec.check_classes(source.classes)
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
         _make_variables(codec, min(64, options.patchsize))
+    if _several_workers(strategy):
+        # Now that all have the same weights: each draws noise and levels of its own for its share of the batch.
+        tf.keras.utils.set_random_seed((seed + start_step + worker_index()) % 2**32)
 
     def training(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return training_dataset(
@@ -170,12 +204,33 @@ def _names(kind: str) -> list[str]:
     return [device.name for device in tf.config.list_logical_devices(kind)]
 
 
-def _cluster() -> dict[str, list[str]]:
-    """The cluster in TF_CONFIG: addresses by kind of task; empty if there is none."""
+def _tf_config(part: str) -> dict:
+    """`cluster` (addresses by kind of task) or `task` (this one's) of TF_CONFIG; empty if there is none."""
     try:
-        return json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+        return json.loads(os.environ.get("TF_CONFIG") or "{}").get(part, {})
     except (ValueError, AttributeError) as error:
         raise UserError(f"the environment variable TF_CONFIG is not what TensorFlow expects: {error}") from error
+
+
+def _cluster() -> dict[str, list[str]]:
+    return _tf_config("cluster")
+
+
+def worker_index() -> int:
+    """The number of this process among those of the cluster in TF_CONFIG that train; a chief is the first."""
+    task = _tf_config("task")
+    before = len(_cluster().get("chief", [])) if task.get("type") == "worker" else 0
+    return before + int(task.get("index", 0))
+
+
+def data_seed(options: FitOptions, strategy: tf.distribute.Strategy) -> int:
+    """What decides order and place of the patches, 0..2**32-1: the same for all workers, which share out one order."""
+    if options.seed is not None:
+        return options.seed
+    if _several_workers(strategy):
+        # They have not met yet, but all know the same addresses.
+        return zlib.crc32(json.dumps(_cluster(), sort_keys=True).encode())
+    return secrets.randbits(32)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -229,6 +284,7 @@ class Run:
     def __init__(self, options: FitOptions):
         self.options = options
         self.start_step = 0
+        self._codec_before: dict[str, str] = {}
 
     def path(self, *names: str) -> str:
         """A file or folder of the run."""
@@ -249,7 +305,7 @@ class Run:
         if backup:
             self._check_same()
             self.start_step = _saved_step(backup, self.options.steps_per_epoch)
-        if chief:
+        elif chief:
             self._write_options()
         return self.start_step
 
@@ -260,21 +316,34 @@ class Run:
         except (OSError, ValueError):
             return
         for name in FIXED_ON_RESUME:
-            if name in before and before[name] != getattr(self.options, name):
-                raise UserError(
-                    f"{self.options.train_path}: was begun with --{name} {before[name]}, and cannot resume "
-                    f"with {getattr(self.options, name)}"
-                )
+            self._compare(f"--{name}", before.get(name), getattr(self.options, name))
+        self._codec_before = before.get("codec", {})
 
-    def _write_options(self) -> None:
-        try:
-            os.makedirs(self.options.train_path, exist_ok=True)
-            temporary = self.path(".options.json.tmp")
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(dataclasses.asdict(self.options), file, indent=2)
-            os.replace(temporary, self.path("options.json"))
-        except OSError as error:
-            raise UserError(f"{self.options.train_path}: cannot be written to: {error.strerror}") from error
+    def check_codec(self, codec: tf.keras.Model, chief: bool) -> None:
+        """Makes sure that a run goes on with the codec it was begun with, before anything is restored.
+
+        Args:
+          codec: a `models.codec.Codec`; its variables need not exist.
+          chief: whether to note what it is, with the options.
+
+        Raises:
+          UserError: it is another one. A run that has no note of its codec goes on with any.
+        """
+        now = identity(codec)
+        for name, value in now.items():
+            self._compare(name, self._codec_before.get(name), value)
+        if chief:
+            self._write_options(codec=now)
+
+    def _compare(self, name: str, before, now) -> None:
+        # Runs of earlier versions know nothing of some settings.
+        if before is not None and before != now:
+            # The labels of many classes would be more than a line.
+            both = f"{name} {before!s:.200}, and cannot resume with {now!s:.200}"
+            raise UserError(f"{self.options.train_path}: was begun with {both}")
+
+    def _write_options(self, **facts) -> None:
+        write_json(self.path("options.json"), {**dataclasses.asdict(self.options), **facts})
 
     def callbacks(self, backup: Backup, chief: bool) -> list[tf.keras.callbacks.Callback]:
         """Keras' callbacks. Their order matters: nothing is saved of a state that is not finite; what is best
@@ -297,7 +366,9 @@ class Run:
         if self.options.ema:
             callbacks.append(AveragedWeights())
         if self.options.minutes:
-            callbacks.append(TimeBudget(self.options, self.path("spent.json"), resumed))
+            budget = TimeBudget(self.options, self.path("spent.json"), resumed)
+            backup.before_each = budget.note
+            callbacks.append(budget)
         return [*callbacks, backup]
 
     def finish(self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy) -> None:
@@ -306,7 +377,8 @@ class Run:
         with strategy.scope():
             # The weights of the last step, or their average: Model.fit has put it in place when it ended.
             self._save(codec, FINAL, calibration, chief)
-            # The checkpoint's optimizer is not read back: this is for use, not for more training.
+            # The optimizer comes back with the weights, and with it the number of steps that their header names. What
+            # else of the checkpoint finds no place in a codec that is about to be saved is not missed.
             codec.load_weights(self.path("best", "weights")).expect_partial()
             self._save(codec, BEST, calibration, chief)
 
@@ -320,6 +392,33 @@ class Run:
         names = ("batchsize", "patchsize", "learning_rate", "schedule", "drop_share", "warmup_steps", "clipnorm", "ema")
         kept = {name: str(getattr(self.options, name)) for name in (*names, "mixed_precision", "seed")}
         return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}
+
+
+def identity(codec: tf.keras.Model) -> dict[str, str]:
+    """What a `models.codec.Codec` is, without its weights: values by the names of settings, those that say most first.
+
+    For a run that resumes: weights that were begun as something else would not fit, or their header would not be true.
+    """
+    config = json.loads(weights.config_to_json(codec.config))
+    return {
+        "model": codec.entry.name,
+        **codec.settings(),
+        "fix": codec.fixed or "nothing",
+        **{f"config.{name}": json.dumps(value) for name, value in config.items()},
+    }
+
+
+def write_json(path: str, value) -> None:
+    """Writes a file, whole or not at all, in a folder that need not exist. UserError if that fails."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.tmp")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from error
 
 
 def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:
@@ -354,10 +453,14 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
 
     Keras' own does the one or the other, as `save_freq` says at the time, and can restore a step within an
     epoch only if it has begun with a number there.
+
+    Attributes:
+      before_each: called before each save, for what belongs to the state and is not the model's.
     """
 
     def __init__(self, backup_dir: str):
         super().__init__(backup_dir, save_freq=sys.maxsize, delete_checkpoint=False)
+        self.before_each: Callable[[], None] = lambda: None
         self._signal = 0
         self._save_on_signal = True
 
@@ -381,6 +484,10 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         super().on_epoch_end(epoch, logs)
         if self._signal:
             self._stop()
+
+    def _backup(self, epoch: int, batch: int = 0) -> None:
+        self.before_each()
+        super()._backup(epoch, batch)
 
     def _stop(self) -> None:
         logger.warning("%s: training stopped; --resume continues", signal.Signals(self._signal).name)
@@ -416,7 +523,14 @@ class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
     """Ends training with an error, before anything is saved, when a loss is not finite.
 
     Keras' own would go on to validate and to save what is not a number over the last good state.
+
+    Args:
+      advice: what the user can do, at the end of the message.
     """
+
+    def __init__(self, advice: str = RESUME_ADVICE):
+        super().__init__()
+        self._advice = advice
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         """Notes the epoch for the message."""
@@ -444,10 +558,7 @@ class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
             self._give_up("the validation loss")
 
     def _give_up(self, what: str) -> None:
-        raise UserError(
-            f"training diverged: {what} of epoch {self._epoch + 1} is not finite. The state of the last good "
-            "epoch is kept: --resume continues from there, perhaps with a lower --learning_rate"
-        )
+        raise UserError(f"training diverged: {what} of epoch {self._epoch + 1} is not finite. {self._advice}")
 
 
 class TimeBudget(tf.keras.callbacks.Callback):
@@ -455,7 +566,7 @@ class TimeBudget(tf.keras.callbacks.Callback):
 
     Args:
       options: of the run.
-      path: file that keeps the time spent at the end of each epoch.
+      path: file that keeps the time spent, see `note`.
       resumed: whether that counts.
     """
 
@@ -493,11 +604,9 @@ class TimeBudget(tf.keras.callbacks.Callback):
         if self._progress() >= 1:
             self.model.stop_training = True
 
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
-        """Notes the time spent."""
-        del epoch, logs
-        with open(self._path, "w", encoding="utf-8") as file:
-            json.dump(time.monotonic() - self._begin, file)
+    def note(self) -> None:
+        """Notes the time spent. To be called whenever the state is saved, in the middle of an epoch as at its end."""
+        write_json(self._path, time.monotonic() - self._begin)
 
 
 class AveragedWeights(tf.keras.callbacks.Callback):

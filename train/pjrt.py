@@ -36,9 +36,9 @@ import tensorflow as tf
 from models import registry, weights
 from models.codec import Codec
 from models.errors import UserError
-from train import pjrt_run
-from train.data import open_data
-from train.fit import FINAL, calibration_patches, precision
+from train import pjrt_options, pjrt_run
+from train.data import Crops, Source, open_data
+from train.fit import FINAL, calibration_patches, errors_of_users, precision
 from train.optimizer import make_optimizer
 from train.options import FitOptions
 
@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 #: Weights of more bytes than this start as float16, as they do in a weights file.
 FULL_PRECISION_BYTES = 1 << 16
+
+RUNNER = "pjrt_run.py"
 
 
 # --- random numbers ----------------------------------------------------------------------------------------
@@ -388,6 +390,7 @@ def codec_of(directory: str | os.PathLike, entry: registry.Entry) -> tuple[Codec
 # --- the command line's `train --runtime pjrt` -------------------------------------------------------------
 
 
+@errors_of_users()
 def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions, args) -> str | None:
     """Does what the flags of `train/pjrt_options.py` ask for.
 
@@ -407,11 +410,18 @@ def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions
     with contextlib.suppress(RuntimeError):  # too late if TensorFlow has begun
         # The accelerator is for the run.
         tf.config.set_visible_devices([], "GPU")
+    pjrt_options.warn_of_idle(options, args)
     if args.import_state:
-        return _import(args.import_state, entry, options)
+        # What the run trained on is not known here, unless somebody says what it did not train on.
+        kind = "validation" if options.validation_glob else "training"
+        return _import(args.import_state, entry, options, open_data(options), kind)
     if args.export_only:
         _export(args.export_only, build, options)
-        print(f"exported to {args.export_only}: train there with train/pjrt_run.py")
+        _add_runner(args.export_only)
+        print(
+            f"exported to {args.export_only}, with pjrt_run.py, which needs nothing else of this checkout: "
+            f"python {RUNNER} . --images 'GLOB' --minutes N in that folder, on any machine"
+        )
         return None
     directory = os.path.join(options.train_path, "pjrt")
     source, held_out = open_data(options)
@@ -430,7 +440,8 @@ def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions
     pictures = os.path.join(directory, "pictures.txt")
     Path(pictures).write_text("\n".join(p.path for p in source.photographs), encoding="utf-8")
     _run(directory, pictures, options, args, resume)
-    return _import(directory, entry, options, (source, held_out))
+    kind = "validation" if options.validation_glob else "held-out"
+    return _import(directory, entry, options, (source, held_out), kind)
 
 
 def _facts(options: FitOptions) -> dict:
@@ -448,6 +459,14 @@ def _export(directory: str, build: Callable[[], Codec], options: FitOptions) -> 
     codec.compile(optimizer=tf.keras.optimizers.Adam.from_config(settings))
     shape = (options.batchsize, options.patchsize, options.patchsize, 3)
     export(codec, shape, directory, seed=options.seed or 0, options=_facts(options))
+
+
+def _add_runner(directory: str) -> None:
+    """Puts the runner beside the exported step: where it goes there is no checkout of the zoo."""
+    try:
+        shutil.copyfile(pjrt_run.__file__, os.path.join(directory, RUNNER))
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written to: {error.strerror}") from error
 
 
 def _check_same(directory: str, options: FitOptions) -> None:
@@ -508,15 +527,28 @@ def _run(directory: str, pictures: str, options: FitOptions, args, resume: bool)
         raise UserError(f"{args.pjrt_python} train/pjrt_run.py: ended with exit code {code}: see above")
 
 
-def _import(directory: str, entry: registry.Entry, options: FitOptions, data=None) -> str:
-    """A state as a weights file; says how good it is on the pictures held out. Returns the file's path."""
+def _import(directory: str, entry: registry.Entry, options: FitOptions, data: tuple[Source, Crops], kind: str) -> str:
+    """A state as a weights file.
+
+    Args:
+      directory: of the state.
+      entry: the model.
+      options: all settings.
+      data: pictures to calibrate with, and those to say how good it is on.
+      kind: what the latter are: "held-out" or "validation", for which the file's header tells it, too, or "training".
+
+    Returns:
+      The file's path.
+    """
     codec, state = codec_of(directory, entry)
-    source, held_out = data or open_data(options)
+    source, crops = data
     codec.prepare(calibration_patches(source, options))
-    quality = _validate(codec, held_out)
-    print("held-out pictures: " + "  ".join(f"{name} {value:.4f}" for name, value in quality.items()))
+    quality = _validate(codec, crops)
+    print(f"{kind} pictures: " + "  ".join(f"{name} {value:.4f}" for name, value in quality.items()))
     path = os.path.join(options.train_path, FINAL)
-    facts = {"steps": state["step"], **state["options"], **{f"validation_{n}": v for n, v in quality.items()}}
+    facts = {"steps": state["step"], **state["options"]}
+    if kind != "training":
+        facts |= {f"validation_{name}": value for name, value in quality.items()}
     try:
         os.makedirs(options.train_path, exist_ok=True)
     except OSError as error:

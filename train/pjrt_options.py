@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
 
 from models.errors import UserError
 from train.options import FitOptions, fit_options
 
+logger = logging.getLogger(__name__)
+
 RUNTIMES = ("tf", "pjrt")
+
+#: Settings of TensorFlow's input pipeline and devices: the runner has its own.
+IDLE_IN_RUN = ("crops_per_image", "cache_gb", "strategy")
+#: All settings that an export and an import heed.
+HEEDED_BY_EXPORT = ("batchsize", "patchsize", "learning_rate", "clipnorm", "ema", "mixed_precision", "seed")
+HEEDED_BY_IMPORT = (
+    *("train_path", "train_glob", "tfds", "validation_glob", "validation_steps"),
+    *("batchsize", "patchsize", "calibration"),
+)
 
 
 def add_pjrt_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +46,7 @@ def add_pjrt_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--export_only",
         metavar="DIR",
-        help="Write the training step to this folder, for train/pjrt_run.py on another machine, and end.",
+        help="Write the training step to this folder, with pjrt_run.py, which trains it on another machine, and end.",
     )
     group.add_argument(
         "--import_state",
@@ -78,3 +91,23 @@ def pjrt_fit_options(args: argparse.Namespace) -> FitOptions:
     if options.tfds and not (args.export_only or args.import_state):
         raise UserError("--tfds: --runtime pjrt reads picture files: name them with --train_glob")
     return options
+
+
+def idle(options: FitOptions, args: argparse.Namespace) -> list[str]:
+    """The settings that differ from their defaults and have no meaning for what the flags ask for."""
+    fields = [f for f in dataclasses.fields(FitOptions) if f.default is not dataclasses.MISSING]
+    given = [f.name for f in fields if getattr(options, f.name) != f.default]
+    if args.import_state:
+        return [name for name in given if name not in HEEDED_BY_IMPORT]
+    if args.export_only:
+        # It stands in for the pictures that are not read.
+        return [name for name in given if name not in (*HEEDED_BY_EXPORT, "train_glob")]
+    return [name for name in given if name in IDLE_IN_RUN]
+
+
+def warn_of_idle(options: FitOptions, args: argparse.Namespace) -> None:
+    """Logs a line that names the settings that are given in vain."""
+    names = idle(options, args)
+    if names:
+        wanted = next((f"--{n}" for n in ("import_state", "export_only") if getattr(args, n)), "--runtime pjrt")
+        logger.warning("%s: has no use for %s", wanted, ", ".join(f"--{name}" for name in names))

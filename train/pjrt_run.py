@@ -11,7 +11,7 @@ Needs this file, jax, numpy and pillow, and nothing else of the zoo. DIR is the 
 
 It gets (or the folder that --out names gets)
 
-    checkpoint-00001200/state.json        what it is: model, configuration, step
+    checkpoint-00001200/state.json        what it is: model, configuration, step, seconds spent
                         weights-00.npz... trained weights (their moving average, if there is one), float16
                         weights.npz       all weights, float32     } for --resume; not needed to bring the
                         optimizer.npz     all else that changes    } weights home
@@ -19,7 +19,11 @@ It gets (or the folder that --out names gets)
 
 and `train --import_state DIR` on the machine with TensorFlow turns that into a weights file.
 
-Exit codes: 0 done; 1 an error, in one line; 2 wrong usage; 143, 130 stopped by SIGTERM, SIGINT, state saved.
+--minutes, like --steps, are those of the whole run: --resume goes on with the clock where the state was saved, and with
+the learning rate there. Of a finished run it says so; more --minutes or --steps than before continue it.
+
+Exit codes: 0 done, or done before; 1 an error, in one line; 2 wrong usage; 143, 130 stopped by SIGTERM, SIGINT,
+state saved.
 """
 
 from __future__ import annotations
@@ -467,13 +471,18 @@ class Schedule:
     """How far the run is, by steps or by the clock, whichever is further; and the learning rate there.
 
     Args:
-      args: steps (in all, those before a resume included), minutes (of this process), rate, end_rate,
-        decay_from, decay, warmup.
+      args: steps and minutes (in all, those before a resume included), rate, end_rate, decay_from, decay,
+        warmup.
       begin: `time.monotonic()` at the start of the process.
+      spent: seconds before it.
     """
 
-    def __init__(self, args: argparse.Namespace, begin: float):
-        self._args, self._begin = args, begin
+    def __init__(self, args: argparse.Namespace, begin: float, spent: float = 0.0):
+        self._args, self._begin = args, begin - spent
+
+    def spent(self) -> float:
+        """Seconds of the run so far."""
+        return time.monotonic() - self._begin
 
     def progress(self, step: int, reserve: float = 0.0) -> float:
         """0..1, or more when it is over.
@@ -483,7 +492,7 @@ class Schedule:
         done = step / self._args.steps if self._args.steps else 0.0
         if self._args.minutes:
             budget = self._args.minutes * 60
-            done = max(done, (time.monotonic() - self._begin) / (budget - min(reserve, 0.2 * budget)))
+            done = max(done, self.spent() / (budget - min(reserve, 0.2 * budget)))
         return done
 
     def rate(self, progress: float, step: int) -> float:
@@ -507,7 +516,7 @@ class Schedule:
         if self._args.steps:
             left.append((self._args.steps - step) * seconds_per_step)
         if self._args.minutes:
-            left.append(self._args.minutes * 60 - (time.monotonic() - self._begin))
+            left.append(self._args.minutes * 60 - self.spent())
         return max(0.0, min(left))
 
 
@@ -600,10 +609,16 @@ class Run:
         if self.done == first and signals.received:
             say("stopped before the first step")
             return
+        if self.done == first and self._checkpoints.newest():
+            # Resumed when there was time for no more than saving, which is done.
+            say(nothing_left(self._checkpoints, self.done))
+            return
         if self.done == first:
-            raise Failure(f"there was no time for a step; {self._checkpoints.describe()}")
+            raise Failure("there was no time for a step; no state was saved before")
         self._drain()
         speed = (self.done - first) * self._step.shape[0] / (time.monotonic() - begin)
+        if not signals.received:
+            self._state["finished"] = limits(self._args)
         try:
             path = self._save()
         except OSError as error:
@@ -642,7 +657,7 @@ class Run:
         for name, value in values.items():
             if not np.all(np.isfinite(value)):
                 self._diverged(f"{name} after step {self.done}")
-        state = {**self._state, "step": self.done, "metrics": self._progress.means}
+        state = {**self._state, "step": self.done, "seconds": self._schedule.spent(), "metrics": self._progress.means}
         return self._checkpoints.write(self._step, values, state)
 
     def _save_if_possible(self) -> None:
@@ -651,6 +666,18 @@ class Run:
         except OSError as error:
             say(f"warning: cannot save the state: {error.strerror}; {self._checkpoints.describe()}")
         self._finished_at = time.monotonic()
+
+
+def limits(args: argparse.Namespace) -> dict:
+    """When the run is over; in the state of one that is, what it was over for.
+
+    Told by the clock alone a run would not be: it stops ahead of its time, to save.
+    """
+    return {"steps": args.steps, "minutes": args.minutes}
+
+
+def nothing_left(checkpoints: Checkpoints, step: int) -> str:
+    return f"nothing is left to do: done at step {step}, state in {checkpoints.newest()}"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -665,7 +692,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="DIR", help="Folder for the states and the log; DIR by default.")
     parser.add_argument("--resume", action="store_true", help="Continue from the newest state there.")
-    parser.add_argument("--minutes", type=float, help="Time for all of it, from starting to the saved result.")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="Time for all of it, from starting to the saved result; that before a --resume included.",
+    )
     parser.add_argument("--steps", type=int, help="Steps of the whole run, those before a --resume included.")
     parser.add_argument("--rate", type=float, help="Learning rate; by default the one that was exported.")
     parser.add_argument("--end_rate", type=float, help="Learning rate at the end; a hundredth of --rate by default.")
@@ -711,11 +742,13 @@ def train(args: argparse.Namespace, begin: float) -> int:
     checkpoints = Checkpoints(out, sum(values[name].nbytes for name in step.variables))
     state = {key: step.meta[key] for key in ("format", "model", "config", "settings", "batch", "options")}
     state |= {"step": 0, "averaged": bool(step.meta["averages"]), "seed": args.seed}
+    spent, finished = 0.0, False
     if args.resume:
         before, saved = checkpoints.read(step)
         values |= saved
         state |= {"step": before["step"], "seed": before["seed"] if args.seed is None else args.seed}
-        say(f"resuming at step {before['step']}")
+        spent = before.get("seconds", 0.0)  # states of earlier versions do not tell
+        finished = before.get("finished") == limits(args)
     elif checkpoints.newest():
         raise Failure(f"{out}: holds a run: --resume continues it, another --out begins a new one")
     if state["seed"] is None:
@@ -724,9 +757,12 @@ def train(args: argparse.Namespace, begin: float) -> int:
         args.rate = step.meta["learning_rate"]
     if args.end_rate is None:
         args.end_rate = args.rate / 100
-    schedule = Schedule(args, begin)
-    if schedule.progress(state["step"]) >= 1:
-        raise Failure(f"{out}: is at step {state['step']}: nothing is left to do")
+    schedule = Schedule(args, begin, spent)
+    if args.resume:
+        if finished or schedule.progress(state["step"]) >= 1:
+            say(nothing_left(checkpoints, state["step"]))
+            return 0
+        say(f"resuming at step {state['step']}")
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as error:

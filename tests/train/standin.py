@@ -1,9 +1,17 @@
 """A codec of two layers, without noise, with the interface that training relies on."""
 
-from __future__ import annotations
+import dataclasses
+from types import SimpleNamespace
 
 import safetensors.numpy
 import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyConfig:
+    """Latent channels."""
+
+    channels: int = 4
 
 
 class TinyCodec(tf.keras.Model):
@@ -12,14 +20,19 @@ class TinyCodec(tf.keras.Model):
     Args:
       nan_at: step whose loss is not a number; -1 for none.
       nan_gradient_at: step whose gradient is not a number while its loss is.
+      channels: of the latents.
     """
 
-    def __init__(self, lmbda: float = 0.01, nan_at: int = -1, nan_gradient_at: int = -1):
+    entry = SimpleNamespace(name="tiny")
+
+    def __init__(self, lmbda: float = 0.01, nan_at: int = -1, nan_gradient_at: int = -1, channels: int = 4):
         super().__init__()
+        self.config = TinyConfig(channels)
         self.lmbda = lmbda
+        self.fixed = None
         self.nan_at = nan_at
         self.nan_gradient_at = nan_gradient_at
-        self.analysis = tf.keras.layers.Conv2D(4, 4, strides=4, name="analysis")
+        self.analysis = tf.keras.layers.Conv2D(channels, 4, strides=4, name="analysis")
         self.synthesis = tf.keras.layers.Conv2DTranspose(3, 4, strides=4, name="synthesis", dtype="float32")
         self.trackers = {name: tf.keras.metrics.Mean(name) for name in ("loss", "bpp", "mse", "psnr")}
         self.calibrated_with = None
@@ -28,6 +41,12 @@ class TinyCodec(tf.keras.Model):
     @property
     def metrics(self):
         return list(self.trackers.values())
+
+    def settings(self):
+        return {"lambda": str(self.lmbda)}
+
+    def fix(self, part):
+        self.fixed = part
 
     def call(self, images, training=False):
         latents = self.analysis(tf.cast(images, tf.float32) / 255)

@@ -18,15 +18,20 @@ def eagerly():
     tf.config.run_functions_eagerly(False)
 
 
+def folder_of_colours(folder):
+    """Green and red pictures, 9 of each to train on and one to validate on."""
+    for name, colour in (("green", (20, 200, 20)), ("red", (200, 20, 20))):
+        for part, count in (("train", 9), ("val", 1)):
+            (folder / part / name).mkdir(parents=True)
+            for n in range(count):
+                picture = Image.new("RGB", (32, 32), tuple(c + n for c in colour))
+                picture.save(folder / part / name / f"{n}.png")
+
+
 def test_trains_and_writes(tmp_path, monkeypatch, eagerly, capsys):
     """Red pictures and green ones are told apart after a few passes."""
     monkeypatch.setattr(classifier, "PRESETS", {"small": (8, 8, 8, 8, 16)})
-    for name, colour in (("green", (20, 200, 20)), ("red", (200, 20, 20))):
-        for part, count in (("train", 9), ("val", 1)):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
-            for n in range(count):
-                picture = Image.new("RGB", (32, 32), tuple(c + n for c in colour))
-                picture.save(tmp_path / "data" / part / name / f"{n}.png")
+    folder_of_colours(tmp_path / "data")
     path = tmp_path / "c.safetensors"
     arguments = [
         "--preset",
@@ -52,6 +57,18 @@ def test_trains_and_writes(tmp_path, monkeypatch, eagerly, capsys):
     again = ["--init", str(path), "-o", str(tmp_path / "again.safetensors"), *arguments]
     assert classifier.main([str(tmp_path / "data"), *again]) == 0
     np.testing.assert_array_equal(seen[0], loaded(pictures))
+
+
+@pytest.mark.parametrize("batchsize", ["4", "18"])  # its loss is not finite from the second step on, or never seen
+def test_a_classifier_that_diverges_is_not_written(tmp_path, monkeypatch, eagerly, batchsize):
+    monkeypatch.setattr(classifier, "PRESETS", {"small": (8, 8, 8, 8, 16)})
+    folder_of_colours(tmp_path / "data")
+    arguments = [str(tmp_path / "data"), "-o", str(tmp_path / "c.safetensors"), "--preset", "small"]
+    arguments += ["--patchsize", "32", "--batchsize", batchsize, "--epochs", "2", "--learning_rate", "1e30"]
+    with pytest.raises(SystemExit, match="^error: training diverged: .* a lower --learning_rate$") as end:
+        classifier.main(arguments)
+    assert "\n" not in str(end.value) and "--resume" not in str(end.value)
+    assert not (tmp_path / "c.safetensors").exists()
 
 
 def test_goes_on_from_another(tmp_path):
@@ -83,6 +100,7 @@ def test_goes_on_from_another(tmp_path):
         (["missing/", "-o", "x"], "missing"),
         (["-o", "x"], "give a folder of classes"),
         (["x", "-o", "x", "--epochs", "0"], "--epochs 0: must be above 0"),
+        (["x", "-o", "x", "--seed", "-1"], "--seed -1: must be at least 0"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):

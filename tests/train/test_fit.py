@@ -2,16 +2,21 @@
 
 import csv
 import dataclasses
+import json
 import logging
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors
 import tensorflow as tf
 
+from models import elic
 from models.errors import UserError
 from train import fit
 from train.data import open_data, validation_dataset
@@ -203,10 +208,100 @@ def test_a_run_is_not_overwritten_or_mixed_up(options, tiny_codec):
             fit.fit(tiny_codec, dataclasses.replace(options, resume=True, **change))
 
 
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(lmbda=0.02), "lambda 0.01, and cannot resume with 0.02"),
+        (dict(channels=5), "config.channels 4, and cannot resume with 5"),  # would not fit the checkpoint's shapes
+        (dict(part="decoder"), "fix nothing, and cannot resume with decoder"),
+        (dict(name="other"), "model tiny, and cannot resume with other"),
+    ],
+)
+def test_a_run_goes_on_with_the_codec_it_was_begun_with(options, tiny_codec, each_step, change, says):
+    fit.fit(tiny_codec, options)
+    files = {path: path.read_bytes() for path in Path(options.train_path).iterdir() if path.is_file()}
+
+    def other(part=None, name="tiny", **settings):
+        codec = tiny_codec(**settings)
+        codec.entry = SimpleNamespace(name=name)
+        codec.fix(part)
+        return codec
+
+    each_step.append(lambda step, model: pytest.fail("a step was trained"))
+    with pytest.raises(UserError, match=f"was begun with {says}") as error:
+        fit.fit(lambda: other(**change), dataclasses.replace(options, resume=True, epochs=4))
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_run_of_before_codecs_were_noted_goes_on(options, tiny_codec):
+    fit.fit(tiny_codec, options)
+    noted = Path(options.train_path, "options.json")
+    before = json.loads(noted.read_text())
+    assert before.pop("codec")["lambda"] == "0.01"
+    noted.write_text(json.dumps(before))
+    fit.fit(tiny_codec, dataclasses.replace(options, resume=True, epochs=4))
+    assert len(log(options)) == 4
+    assert json.loads(noted.read_text())["codec"]["lambda"] == "0.01"  # from now on
+
+
+def test_what_a_codec_is(tiny_codec):
+    """As of `Codec` itself: all strings, and what tells most is first."""
+    codec = elic.ELIC(elic.PRESETS["small"], (0.01, 0.02))
+    known = fit.identity(codec)
+    assert list(known)[:3] == ["model", "lambda", "fix"]
+    assert (known["model"], known["lambda"], known["fix"]) == ("elic", "0.01,0.02", "nothing")
+    assert set(known) > {f"config.{name}" for name in dataclasses.asdict(codec.config)}
+    assert all(isinstance(value, str) for value in known.values())
+    codec.fix("encoder")
+    assert fit.identity(codec)["fix"] == "encoder"
+    assert fit.identity(tiny_codec()).keys() == {"model", "lambda", "fix", "config.channels"}
+
+
 def test_an_unwritable_folder_is_one_line(options, tiny_codec, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         fit.fit(tiny_codec, dataclasses.replace(options, train_path=str(tmp_path / "file" / "run")))
+
+
+# --- what the user can put right ---------------------------------------------------------------------------
+
+
+def test_pictures_that_vanish_are_one_line(options, tiny_codec, each_step, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(Path(options.train_glob).parent, folder)
+
+    def vanish(step, model):
+        for path in folder.iterdir():
+            path.unlink()
+
+    each_step.append(vanish)
+    options = dataclasses.replace(options, train_glob=f"{folder}/*.png", cache_gb=0, steps_per_epoch=400, calibration=2)
+    with pytest.raises(UserError) as error:
+        fit.fit(tiny_codec, options)
+    assert re.fullmatch(rf"{folder}/\d\d\.png: damaged, and so are those around it", str(error.value))
+
+
+@pytest.mark.parametrize(
+    "message, says",
+    [
+        ("Graph execution error:\n\nOOM when allocating tensor with shape[9]", "a smaller --batchsize or --patchsize"),
+        ("run/best/weights.index; No space left on device", "No space left on device"),
+    ],
+)
+def test_a_full_memory_or_disk_is_one_line(options, tiny_codec, each_step, message, says):
+    def full(step, model):
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+
+    each_step.append(full)
+    with pytest.raises(UserError, match=says) as error:
+        fit.fit(tiny_codec, options)
+    assert "\n" not in str(error.value) and ("memory" in str(error.value)) == ("OOM" in message)
+
+
+def test_other_errors_of_tensorflow_stay_what_they_are():
+    with pytest.raises(tf.errors.InvalidArgumentError), fit.errors_of_users():
+        tf.reshape(tf.zeros([3]), [2])
 
 
 # --- losses that are not finite ----------------------------------------------------------------------------
@@ -302,17 +397,21 @@ def test_a_time_budget_ends_the_run_and_the_rate_falls_with_the_time(
         assert file.metadata()["steps"] == "10"
 
 
-def test_a_time_budget_goes_on_when_resumed(options, tiny_codec, each_step, monkeypatch):
+@pytest.mark.parametrize("stop", [2 * STEPS, STEPS + 2, 2])  # at the end of an epoch, and in the middle of one
+def test_a_time_budget_goes_on_when_resumed(options, tiny_codec, each_step, monkeypatch, stop):
     options = dataclasses.replace(options, minutes=10 / 60, epochs=100, schedule="cosine")
-    clock, steps = [0.0], []
+    clock, rates = [0.0], []
     monkeypatch.setattr(fit.time, "monotonic", lambda: clock[0])
-    each_step += [lambda step, model: clock.__setitem__(0, clock[0] + 1), lambda step, model: steps.append(step)]
-    each_step.append(stop_after(2 * STEPS))
+    each_step.append(lambda step, model: clock.__setitem__(0, clock[0] + 1))
+    each_step.append(lambda step, model: rates.append(float(model.optimizer.learning_rate)))
+    each_step.append(stop_after(stop))
     with pytest.raises(fit.TrainingInterrupted):
         fit.fit(tiny_codec, options)
     clock[0] += 5000  # while it does not run
     fit.fit(tiny_codec, dataclasses.replace(options, resume=True))
-    assert len(steps) == 10
+    assert len(rates) == 10
+    progress = np.arange(10) / 10
+    np.testing.assert_allclose(rates, options.learning_rate * (1 + np.cos(np.pi * progress)) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision, compute", [("bfloat16", "bfloat16"), ("float16", "float16"), ("auto", "bfloat16")])

@@ -312,6 +312,9 @@ def test_rate_decays_within_the_steps_or_the_time(decay, shares, rates, monkeypa
         monkeypatch.setattr(time, "monotonic", lambda share=share: 1000 + 540 * share)
         assert by_clock.progress(0, reserve=60) == pytest.approx(share)
         assert by_clock.rate(by_clock.progress(0, reserve=60), 0) == pytest.approx(rate)
+        # Begun again, by another process.
+        args = argparse.Namespace(steps=None, minutes=10.0, **settings)
+        assert pjrt_run.Schedule(args, time.monotonic(), 540 * share).progress(0, 60) == pytest.approx(share)
 
 
 def test_rate_rises_over_the_warm_up():
@@ -414,8 +417,37 @@ def test_a_full_disk_on_the_way_is_a_warning(monkeypatch, capsys):
 def test_a_run_is_not_overwritten(toy, toy_batches, trained, run):
     done = run(toy[0], "--batches", toy_batches, "--out", trained, "--steps", 30, code=1)
     one_line(done, "--resume continues it")
-    done = run(toy[0], "--batches", toy_batches, "--out", trained, "--steps", STEPS, "--resume", code=1)
-    one_line(done, "nothing is left to do")
+
+
+def test_resuming_a_finished_run_says_so(toy, toy_batches, trained, run):
+    flags = ("--batches", toy_batches, "--out", trained, "--resume")
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    done = run(toy[0], *flags, "--steps", STEPS)
+    assert done.stdout == f"nothing is left to do: done at step {STEPS}, state in {trained}/checkpoint-00000020\n"
+    assert {path: path.read_bytes() for path in before} == before
+    # Of a run by the clock some time is left, which was for saving.
+    edit_state(trained, seconds=50.0, finished={"steps": None, "minutes": 1.0})
+    assert "nothing is left to do" in run(toy[0], *flags, "--minutes", 1).stdout
+    # One that was stopped in this time has none for a step.
+    edit_state(trained, seconds=59.5, finished=None)
+    done = run(toy[0], *flags, "--minutes", 1)
+    assert f"resuming at step {STEPS}" in done.stdout and "nothing is left to do" in done.stdout
+
+
+def test_the_clock_goes_on_when_resumed(toy, toy_batches, trained, run):
+    assert 0 < json.loads((trained / "checkpoint-00000020" / "state.json").read_text())["seconds"] < 600
+    edit_state(trained, seconds=5400.0)
+    flags = ("--decay_from", 0, "--rate", 1e-3, "--end_rate", 0, "--progress_seconds", 0, "--out", trained)
+    run(toy[0], "--batches", toy_batches, *flags, "--minutes", 100, "--steps", 24, "--resume")
+    rates = logged(trained, ["rate"])[STEPS:, 0]
+    assert rates[0] == pytest.approx(1e-3 * (1 + np.cos(0.9 * np.pi)) / 2, rel=0.15)  # 20 of 24 steps are less
+    assert 5400 < pjrt.read_state(trained)[0]["seconds"] < 6000
+    assert pjrt.read_state(trained)[0]["finished"] == {"steps": 24, "minutes": 100.0}
+
+
+def edit_state(out, **changes):
+    path = Path(out) / "checkpoint-00000020" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(
@@ -517,11 +549,61 @@ def test_train_exports_runs_imports_and_saves(pictures, jax_python, tmp_path, ca
     assert "held-out pictures: loss" in output
     metadata = weights.read_metadata(path)
     assert metadata["model"] == "toy" and metadata["steps"] == "4" and metadata["ema"] == "0.9"
+    assert float(metadata["validation_loss"]) > 0
     assert not any(str(tmp_path) in value for value in metadata.values())
     with pytest.raises(UserError, match="--resume continues"):
         pjrt.train(Toy.entry, Toy, options, args)
     with pytest.raises(UserError, match="--batchsize 2"):
         other = dataclasses.replace(options, batchsize=4, resume=True)
         pjrt.train(Toy.entry, Toy, other, args)
-    with pytest.raises(UserError, match="exit code 1"):  # the runner's line: nothing is left to do
-        pjrt.train(Toy.entry, Toy, dataclasses.replace(options, resume=True), args)
+    # A process that died after the last step, before it had written the weights, can be followed by another.
+    os.remove(path)
+    assert pjrt.train(Toy.entry, Toy, dataclasses.replace(options, resume=True), args) == path
+    assert "nothing is left to do" in capfd.readouterr().out
+    assert weights.read_metadata(path) == metadata
+
+
+def test_pictures_are_held_out_only_where_they_were(pictures, toy_trained, tmp_path, capsys):
+    """The run on the other machine took what pictures it was given."""
+    options = FitOptions(str(tmp_path), pictures, batchsize=2, patchsize=16, calibration=4, validation_steps=1)
+    args = flags_of("--import_state", str(toy_trained))
+
+    def facts(options):
+        return [name for name in weights.read_metadata(pjrt.train(Toy.entry, Toy, options, args)) if "valid" in name]
+
+    assert facts(options) == []
+    assert capsys.readouterr().out.startswith("training pictures: loss ")
+    others = dataclasses.replace(options, validation_glob=pictures.replace("*", "0*"))
+    assert set(facts(others)) == {f"validation_{name}" for name in ("loss", "bpp", "mse", "psnr")}
+    assert capsys.readouterr().out.startswith("validation pictures: loss ")
+
+
+def test_what_is_exported_needs_no_checkout(tmp_path, capsys):
+    options = FitOptions("not used", "not read", batchsize=2, patchsize=16)
+    pjrt.train(Toy.entry, Toy, options, flags_of("--export_only", str(tmp_path / "step")))
+    assert "pjrt_run.py" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "step").iterdir()} == {"step.hlo", "step.json", "start", "pjrt_run.py"}
+    command = [sys.executable, "-I", "pjrt_run.py", ".", "--images", "none.png", "--steps", "1"]
+    done = subprocess.run(command, cwd=tmp_path / "step", capture_output=True, text=True)
+    one_line(done, "no picture to train on")
+
+
+@pytest.mark.parametrize(
+    ("argv", "changes", "names"),
+    [
+        (
+            ["--runtime", "pjrt"],
+            dict(cache_gb=1, crops_per_image=4, minutes=3, seed=1),
+            "--crops_per_image, --cache_gb",
+        ),
+        (["--runtime", "pjrt"], dict(minutes=3, validation_steps=2, ema=0.9), ""),
+        (["--export_only", "x"], dict(train_glob="not read", minutes=3, seed=1), "--minutes"),
+        (["--import_state", "x"], dict(calibration=3, patchsize=64, warmup_steps=3), "--warmup_steps"),
+    ],
+)
+def test_what_is_given_in_vain_is_named(argv, changes, names, caplog):
+    options = FitOptions(**{"train_path": "x", "train_glob": "y", **changes})
+    pjrt_options.warn_of_idle(options, flags_of(*argv))
+    assert caplog.messages == (
+        [f"{argv[0].replace('runtime', 'runtime pjrt')}: has no use for {names}"] if names else []
+    )

@@ -1,5 +1,6 @@
 """Several devices and several machines train what one device would."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -77,15 +78,21 @@ def test_two_devices_take_the_first_step_of_one(tmp_path, pictures, codec):
             assert trained.decompress(trained.compress(picture)).shape == picture.shape
 
 
-def test_two_workers_train_as_one_and_write_one_checkpoint(tmp_path, pictures):
-    options = dict(train_glob=pictures, epochs=2, steps_per_epoch=2, ema=0.5)
-    alone = start(tmp_path / "alone", tmp_path / "alone.npz", 1, strategy="one_device", **options)
+def start_two(tmp_path, **options) -> list[subprocess.Popen]:
+    """Starts two workers of one training, with the results worker0.npz and worker1.npz."""
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     workers = []
     for index in range(2):
         tf_config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
         result = tmp_path / f"worker{index}.npz"
         workers.append(start(tmp_path / "both", result, 1, tf_config, strategy="auto", **options))
+    return workers
+
+
+def test_two_workers_train_as_one_and_write_one_checkpoint(tmp_path, pictures):
+    options = dict(train_glob=pictures, epochs=2, steps_per_epoch=2, ema=0.5)
+    alone = start(tmp_path / "alone", tmp_path / "alone.npz", 1, strategy="one_device", **options)
+    workers = start_two(tmp_path, **options)
     outputs = [finish(process) for process in (*workers, alone)]
     for index in range(2):
         assert_same_state(tmp_path / f"worker{index}.npz", tmp_path / "alone.npz")
@@ -102,6 +109,34 @@ def test_two_workers_train_as_one_and_write_one_checkpoint(tmp_path, pictures):
 
     assert names("both") == names("alone")
     assert (tmp_path / "both" / "log.csv").read_text().count("\n") == 3
+
+
+def test_workers_share_the_order_of_patches_but_not_the_noise(tmp_path, pictures):
+    options = dict(codec="noisy", seed=None, train_glob=pictures, epochs=1, steps_per_epoch=3)
+    for process in start_two(tmp_path, **options):
+        finish(process)
+    assert_same_state(tmp_path / "worker0.npz", tmp_path / "worker1.npz")
+    with np.load(tmp_path / "worker0.npz") as first, np.load(tmp_path / "worker1.npz") as second:
+        np.testing.assert_array_equal(first["seeds"], second["seeds"])
+        assert len(first["seeds"]) == 1
+        assert len(first["drawn"]) == len(second["drawn"]) == 3
+        assert not set(first["drawn"]) & set(second["drawn"])
+
+
+def test_the_seed_and_the_number_of_a_worker(monkeypatch):
+    options = FitOptions("run", "*.png")
+    monkeypatch.setattr(fit, "_several_workers", lambda strategy: True)
+    cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    seeds, numbers = set(), []
+    for kind, index in (("chief", 0), ("worker", 0), ("worker", "1")):
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+        seeds.add(fit.data_seed(options, None))
+        numbers.append(fit.worker_index())
+        assert fit.data_seed(dataclasses.replace(options, seed=7), None) == 7
+    assert numbers == [0, 1, 2]
+    assert len(seeds) == 1 and 0 <= min(seeds) < 2**32
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["b:1", "d:1"]}}))
+    assert fit.data_seed(options, None) not in seeds
 
 
 def test_only_the_first_worker_writes_the_log(tmp_path):

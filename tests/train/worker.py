@@ -2,9 +2,10 @@
 
     python worker.py CODEC CPUS RESULT OPTIONS
 
-CODEC: `tiny` (the stand-in) or `elic` (as narrow as it gets, and without the noise that stands for rounding,
-so that runs can be compared). CPUS: number of logical CPU devices. RESULT: .npz that gets weights, optimizer
-state, losses and the names of the weights files that this process wrote. OPTIONS: `FitOptions` as JSON.
+CODEC: `tiny` (the stand-in), `noisy` (the same, which draws a random number in each step) or `elic` (as narrow as it
+gets, and without the noise that stands for rounding, so that runs can be compared). CPUS: number of logical CPU
+devices. RESULT: .npz that gets weights, optimizer state, losses, the names of the weights files that this process
+wrote, the numbers drawn and the seeds of the training patches. OPTIONS: `FitOptions` as JSON.
 """
 
 import json
@@ -35,12 +36,28 @@ def tiny_elic() -> tf.keras.Model:
     return ELIC(config, lmbda=0.01)
 
 
-BUILD = {"tiny": TinyCodec, "elic": tiny_elic}
+class NoisyCodec(TinyCodec):
+    drawn = []
+
+    def train_step(self, images):
+        tf.numpy_function(lambda x: self.drawn.append(float(x)), [tf.random.uniform([])], [])
+        return super().train_step(images)
+
+
+BUILD = {"tiny": TinyCodec, "noisy": NoisyCodec, "elic": tiny_elic}
 
 
 def main(codec: str, cpus: str, result: str, options: str) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(cpus))
+    seeds, dataset = [], fit.training_dataset
+
+    def training_dataset(*args, seed, context=None, **kwargs):
+        if context is not None:  # not for calibration
+            seeds.append(seed)
+        return dataset(*args, seed=seed, context=context, **kwargs)
+
+    fit.training_dataset = training_dataset
     trained = fit.fit(BUILD[codec], FitOptions(**json.loads(options)))
     codec = trained.codec
     arrays = {f"weight{i}": v.numpy() for i, v in enumerate(codec.trainable_variables)}
@@ -50,6 +67,8 @@ def main(codec: str, cpus: str, result: str, options: str) -> None:
         saved=np.array(getattr(codec, "saved", []), dtype=str),
         loss=trained.history["loss"],
         val_loss=trained.history["val_loss"],
+        drawn=getattr(codec, "drawn", []),
+        seeds=seeds,
         replicas=codec.distribute_strategy.num_replicas_in_sync,
         **arrays,
     )
