@@ -233,7 +233,8 @@ def _add_export(commands, entry: registry.Entry) -> None:
         "--max_megapixels",
         type=float,
         default=32,
-        help="The served model refuses larger pictures, so that one request cannot take the server's memory.",
+        help="The served model refuses requests of more, pictures padded to the model's stride, so that none can take "
+        "the server's memory.",
     )
     _add_tile_flag(parser)
     parser.add_argument(

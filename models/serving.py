@@ -30,11 +30,14 @@ import tensorflow as tf
 from models.codec import Codec
 from models.coding import container_ops
 from models.coding.rans import CPU, require
-from models.errors import UserError
+from models.errors import UserError, one_line, reason
 from models.images import encode_image
 
-#: Larger pictures are refused: one request must not take a server's memory.
+#: Larger pictures and batches are refused: one request must not take a server's memory.
 MAX_PIXELS = 1 << 25
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # what files of these formats begin with
+#: How long streams may be: so many bytes for each pixel of the limit, of which pictures take one, and so many besides.
+STREAM_BYTES_PER_PIXEL, STREAM_BYTES = 4, 1 << 16
 MODEL_CARD = "model_card.json"
 WARMUP = "tf_serving_warmup_requests"
 
@@ -44,22 +47,34 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
 
     Args:
       codec: ready to code.
-      max_pixels: larger pictures are refused.
+      max_pixels: larger pictures are refused, and batches that have more in all. What counts is what the networks work
+        on, pictures padded to the codec's stride: a picture of one row takes the memory of many.
     """
     images = tf.TensorSpec([None, None, None, 3], tf.uint8, "image")
     bitstreams = tf.TensorSpec([None], tf.string, "bitstream_bytes")
     files = tf.TensorSpec([None], tf.string, "image_bytes")
     wishes = [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in codec.rate_control.request_specs.items()]
 
-    def check_size(height, width, *values):
-        pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
-        message = f"pictures of 1 to {max_pixels} pixels are served"
+    def check_size(batch, height, width, *values):
+        """`height`, `width` and `values`, which exist only if `batch` pictures of this size are within the limit."""
+        batch, *padded = (tf.cast(n, tf.int64) for n in (batch, *codec.padded_size(height, width)))
+        pixels = batch * padded[0] * padded[1]
+        rows, columns = codec.stride
+        message = f"1 to {max_pixels} pixels are served at once, of pictures padded to multiples of {columns}x{rows}"
         return require((pixels >= 1) & (pixels <= max_pixels), message, height, width, *values)
+
+    def check_batch(*values):
+        """`values`, which exist only if they are of as many pictures each, and of one at least."""
+        counts = [tf.shape(value)[0] for value in values]
+        values = require(counts[0] > 0, "a request without pictures", *values)
+        return require(tf.equal(counts, counts[0]), "the inputs of a request must be of equally many pictures", *values)
 
     def encode(image, controls: dict):
         shape, (height, width) = tf.shape(image), image.shape[1:3]
         if height is None or width is None:  # else the graph is made for this size
-            height, width, image = check_size(shape[1], shape[2], image)
+            image, *values = check_batch(image, *controls.values())
+            controls = dict(zip(controls, values))
+            height, width, image = check_size(*tf.unstack(shape[:3]), image)
         data, tensors = codec.rate_control.of_request((shape[0], height, width), **controls)
         header = container_ops.headers(codec.entry.model_id, codec.weights_id, height, width, data)
         payload, mark = codec._encode(image, header, tensors)
@@ -78,12 +93,17 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
 
     def unpack(bitstream_bytes):
         """The arguments of `Codec._decode`, and the fingerprints of files of one size."""
+        (bitstream_bytes,) = check_batch(bitstream_bytes)
         control_bytes = codec.rate_control.control_bytes
         parts = container_ops.unpack(bitstream_bytes, codec.entry.model_id, codec.weights_id, control_bytes)
         same = (parts.height == parts.height[:1]) & (parts.width == parts.width[:1])
         (size,) = require(same, "the pictures of a batch must be of one size", tf.stack([parts.height, parts.width]))
-        size = tf.stack(check_size(*tf.unstack(size[:, 0])))
-        return (parts.payload, parts.header, size, codec.rate_control.of_stream(parts.controls)), parts.fingerprint
+        size = tf.stack(check_size(tf.shape(bitstream_bytes)[0], *tf.unstack(size[:, 0])))
+        # The coder lays all out as long as the longest, which is so no more than a few times the pictures.
+        lengths = tf.cast(tf.strings.length(parts.payload), tf.int64)
+        fits = tf.size(lengths, tf.int64) * tf.reduce_max(lengths) <= STREAM_BYTES + STREAM_BYTES_PER_PIXEL * max_pixels
+        (payload,) = require(fits, "a stream is longer than any of such a picture", parts.payload)
+        return (payload, parts.header, size, codec.rate_control.of_stream(parts.controls)), parts.fingerprint
 
     def verified(mark, fingerprint, value):
         message = "damaged stream: the decoded symbols are not those that were coded"
@@ -105,15 +125,20 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
 
         return output
 
+    def one_by_one(function, values):
+        # Not several at a time, which `map_fn` would: the limit is what one of them may take.
+        return tf.map_fn(function, values, fn_output_signature=tf.string, parallel_iterations=1)
+
     def each_file(function):
         """`function` of a picture [1, H, W, 3], for each of several encoded pictures of different sizes."""
 
         def one(arguments):
             with tf.device(CPU):
-                image = tf.io.decode_image(arguments[0], channels=3, expand_animations=False)
+                (file,) = check_size(1, *_size_of_file(arguments[0]), arguments[0])[2:]
+                image = tf.io.decode_image(file, channels=3, expand_animations=False)
             return function(image[None], *(value[None] for value in arguments[1:]))["bitstream_bytes"][0]
 
-        return lambda *arguments: {"bitstream_bytes": tf.map_fn(one, arguments, fn_output_signature=tf.string)}
+        return lambda *arguments: {"bitstream_bytes": one_by_one(one, tuple(check_batch(*arguments)))}
 
     def decompress_one(bitstream):
         image = decompress(bitstream[None])["image"][0]
@@ -122,7 +147,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
 
     @tf.function(input_signature=[bitstreams], autograph=False)
     def decompress_file(bitstream_bytes):
-        return {"image_bytes": tf.map_fn(decompress_one, bitstream_bytes, fn_output_signature=tf.string)}
+        return {"image_bytes": one_by_one(decompress_one, *check_batch(bitstream_bytes))}
 
     plain = compress_plainly if wishes else compress
     return {
@@ -135,6 +160,25 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
     }
 
 
+def _size_of_file(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Height and width of a PNG or JPEG, a string scalar, as its header says: nothing is decoded for that.
+
+    TensorFlow's decoders allocate what a header claims, and a few bytes can claim gigabytes.
+
+    Raises:
+      tf.errors.InvalidArgumentError: neither PNG nor JPEG.
+    """
+    start = tf.io.decode_raw(file, tf.uint8, fixed_length=24)
+    is_png, is_jpeg = (tf.reduce_all(start[: len(magic)] == list(magic)) for magic in (PNG, JPEG))
+    file, start = require(is_png | is_jpeg, "neither PNG nor JPEG", file, start)
+    # The first chunk of a PNG is its header: behind 4 bytes of length and 4 of name, two big-endian numbers.
+    numbers = tf.reshape(tf.cast(start[16:24], tf.int64), [2, 4])
+    width, height = tf.unstack(tf.reduce_sum(numbers * [1 << 24, 1 << 16, 1 << 8, 1], 1))
+    png = tf.stack([height, width])
+    size = tf.cond(is_jpeg, lambda: tf.cast(tf.io.extract_jpeg_shape(file)[:2], tf.int64), lambda: png)
+    return size[0], size[1]
+
+
 def export(codec: Codec, directory, version: int = 1, max_pixels: int = MAX_PIXELS, card: dict | None = None) -> Path:
     """Writes a SavedModel to `directory`/`version`, whole or not at all. Returns that folder.
 
@@ -142,7 +186,7 @@ def export(codec: Codec, directory, version: int = 1, max_pixels: int = MAX_PIXE
       codec: from `models.codec.load`.
       directory: what TensorFlow Serving calls a model's base path.
       version: of the model, 1 or above: the server takes the highest.
-      max_pixels: larger pictures are refused.
+      max_pixels: see `signatures`.
       card: facts for assets/model_card.json.
 
     Raises:
@@ -165,12 +209,14 @@ def write_folder(target: Path, write: Callable[[Path, Path], None]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
     except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{target}: cannot be written: {reason(error)}") from error
     try:
         write(scratch / "model", scratch)
         os.replace(scratch / "model", target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{target}: cannot be written: {reason(error)}") from error
+    except tf.errors.OpError as error:  # what TensorFlow, which writes most of it, makes of a full disk
+        raise UserError(f"{target}: cannot be written: {one_line(error)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -50,7 +50,9 @@ def export(codec: Codec, directory, width: int, height: int, version: int = 1, c
 def functions(codec: Codec, width: int, height: int) -> dict[str, tf.types.experimental.GenericFunction]:
     """ "compress" and "decompress" of `serving.signatures`, for one picture of a fixed size."""
     codec.coder  # noqa: B018 - its tables are made outside of the graphs
-    served = serving.signatures(codec)
+    padded = codec.padded_size(height, width)
+    # A server's limit is none of these files': they are for what they are made for, and for nothing larger.
+    served = serving.signatures(codec, padded[0] * padded[1])
     wishes = [  # a number, or a map
         tf.TensorSpec((1, height, width, 1)[: len(spec.shape)], spec.dtype, name)
         for name, spec in codec.rate_control.request_specs.items()

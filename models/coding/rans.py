@@ -49,7 +49,12 @@ VARINT_MAX_BYTES = 5
 COST_ONE_BIT = 1 << 16  # code lengths are in fixed point: the choice of lanes must not depend on rounding
 LANE_OVERHEAD_BITS = 9  # of 32 bits of state, what a lane wastes if 16 of them carry sign bits
 OVERHEAD_FRACTION = 125  # at most 1/125 = 0.8 % of the payload goes into lanes
-MAX_ROWS = 1 << 14  # more lanes than that if need be: a nearly empty, huge picture must not take seconds
+#: Of a stream of less than 512 lanes. Encoders take more lanes if need be: a nearly empty, huge picture must not take
+#: seconds. Decoders hold them to it: a few bytes that claim one lane for millions of symbols would take minutes.
+MAX_ROWS = 1 << 14
+#: The grid in which a batch is decoded has no more cells than this, and this many for each symbol. Its rows are those
+#: of the slowest stream and its lanes those of the widest, and with streams that are made for it it is nearly empty.
+SPARSE_CELLS, SPARSE_FACTOR = 1 << 26, 4
 
 _i32, _i64 = tf.int32, tf.int64
 
@@ -348,6 +353,12 @@ def _place(coded: _Coded, log2_lanes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return (row * _size(coded.counts) + coded.image) * lanes + lane, rows
 
 
+def _least_lanes(symbols: tf.Tensor) -> tf.Tensor:
+    """log2 of the fewest lanes `[B]` that a stream may have, of so many coded symbols `[B]` in all its passes."""
+    fewer = _shl(tf.ones([MAX_LOG2_LANES], _i64), tf.range(MAX_LOG2_LANES))
+    return tf.reduce_sum(tf.cast(symbols[:, None] > fewer * MAX_ROWS, _i64), 1)
+
+
 # ---------------------------------------------------------------------------------------------------- encoder
 
 
@@ -453,7 +464,8 @@ class RansEncoder:
         """Codes everything.
 
         Args:
-          log2_lanes: 0 to 9, for all pictures; by default as many lanes as cost little, for each picture.
+          log2_lanes: 0 to 9, for all pictures that do not need more; by default as many lanes as cost little, for each
+            picture.
 
         Returns:
           string `[B]`.
@@ -462,14 +474,12 @@ class RansEncoder:
             raise ValueError("nothing was coded")
         with tf.device(CPU):
             signs = _pack_signs(self._passes)
-            if log2_lanes is None:
-                lanes = self._choose_lanes(signs.in_last_pass)
-            else:
-                lanes = tf.fill(tf.shape(signs.count), tf.constant(log2_lanes, _i64))
+            lanes = self._cheap_lanes(signs.in_last_pass) if log2_lanes is None else tf.constant(log2_lanes, _i64)
+            lanes = tf.maximum(lanes, _least_lanes(tf.add_n([p.coded.counts for p in self._passes])))
             return _assemble(self._passes, signs, lanes, self._coder.precision)
 
-    def _choose_lanes(self, last_words: tf.Tensor) -> tf.Tensor:
-        """log2 of the lanes `[B]`: the most that cost little, or as many as keep the rows in bounds.
+    def _cheap_lanes(self, last_words: tf.Tensor) -> tf.Tensor:
+        """log2 of the lanes `[B]`: the most that cost little.
 
         The choice is the encoder's alone, and in integers: a string must not depend on the batch it is in.
         """
@@ -477,10 +487,7 @@ class RansEncoder:
         lanes = _shl(tf.ones_like(log2), log2)
         overhead = LANE_OVERHEAD_BITS * lanes + 16 * tf.maximum(lanes - last_words[:, None], 0)
         cheap = overhead * OVERHEAD_FRACTION * COST_ONE_BIT <= self._total_cost()[:, None]
-        symbols = tf.add_n([p.coded.counts for p in self._passes])
-        slow = symbols[:, None] > lanes[:, :-1] * MAX_ROWS
-        most_cheap = tf.reduce_sum(tf.cast(cheap, _i64), 1) - 1
-        return tf.maximum(most_cheap, tf.reduce_sum(tf.cast(slow, _i64), 1))
+        return tf.reduce_sum(tf.cast(cheap, _i64), 1) - 1
 
 
 class _SignWords(NamedTuple):
@@ -664,6 +671,7 @@ words [W]              all streams of the batch, one after the other, with zeros
 start, end [B]         where each stream begins and ends
 next [B]               the next word to read
 log2_lanes [B]
+coded [B]              number of coded symbols so far
 lanes [B, L]           rANS states
 sign_bits [B]          sign bits read so far
 sign_word [B]          the sign word read last, of which bits may be left
@@ -792,6 +800,7 @@ def _start(strings: tf.Tensor, partial: bool) -> State:
         "end": start + count,
         "next": start + words_at,
         "log2_lanes": log2_lanes,
+        "coded": zero,
         "lanes": lanes,
         "sign_bits": zero,
         "sign_word": zero,
@@ -843,6 +852,10 @@ def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, parti
     if partial:
         coded_mask &= state["alive"][:, None]
     coded = _find_coded(coded_mask)
+    total = state["coded"] + coded.counts
+    plausible = state["log2_lanes"] >= _least_lanes(total)
+    (counts,) = require(plausible, "damaged stream (too few lanes for its symbols)", coded.counts)
+    coded = coded._replace(counts=counts)
     coded_rows = tf.gather(tf.reshape(rows, [-1]), coded.position)
 
     entry, lanes, following = _decode_entries(coder, state, coded, coded_rows)
@@ -852,7 +865,7 @@ def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, parti
     else:  # it may have run far beyond the streams: let it idle at a harmless place
         alive &= state["alive"]
         following = tf.where(alive, following, state["start"] + 1)
-    state = state | {"lanes": lanes, "next": following, "alive": alive}
+    state = state | {"coded": total, "lanes": lanes, "next": following, "alive": alive}
 
     if folded:
         value, state = _decode_signs(state, entry, coded, partial)
@@ -881,6 +894,8 @@ def _decode_entries(
     where, height = _place(coded, state["log2_lanes"])
     shape = tf.shape(state["lanes"], out_type=_i64)
     cells = height * shape[0] * shape[1]
+    dense = cells <= SPARSE_CELLS + SPARSE_FACTOR * tf.reduce_sum(coded.counts)
+    (cells,) = require(dense, "the streams of a batch differ too much in length: they can be decoded alone", cells)
     grid = tf.fill(cells[None], tf.constant(coder.null_row << coder.precision, _i64))
     keys = _shl(tf.cast(coded_rows, _i64), coder.precision)
     grid = tf.tensor_scatter_nd_update(grid, where[:, None], keys)

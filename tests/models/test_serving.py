@@ -2,13 +2,16 @@
 
 import concurrent.futures
 import importlib.util
+import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ import tensorflow as tf
 
 from models import client, serving
 from models.cli import main
+from models.codec import load
 from models.coding import container
 from models.errors import UserError
 from models.images import encode_image
@@ -89,7 +93,7 @@ def damaged(stream):
     yield stream[:8] + b"\xff" * 5 + stream[9:], "malformed"
     yield stream[:8] + b"\x80\x00" + stream[9:], "malformed"
     yield stream[:8] + b"\x00" + stream[9:], "size"
-    yield stream[:8] + b"\xff\xff\x7f" + stream[9:], "pictures of 1 to 300000 pixels are served"
+    yield stream[:8] + b"\xff\xff\x7f" + stream[9:], "1 to 300000 pixels are served at once"
     yield stream[:9], "truncated"
     yield stream[:cut], "truncated"
     yield stream[: cut + 2], "truncated"
@@ -119,15 +123,109 @@ def test_damage_is_an_invalid_argument_that_says_what(call, tiny, crop):
 
 
 def test_pictures_that_are_none_or_too_large_are_refused(call, tiny, crop):
-    for data, says in ((b"not a picture", "Unknown image file format|Expected image"), (b"", "empty|Expected image")):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=says):
+    for data in (b"not a picture", b"", b"GIF89a\1\0\1\0", b"BM" + bytes(60)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="neither PNG nor JPEG"):
             call("compress_file", image_bytes=[data])
     for shape in ((1, 600, 501, 3), (1, 0, 5, 3)):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="pictures of 1 to 300000 pixels are served"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="1 to 300000 pixels are served at once"):
             call("compress", image=np.zeros(shape, np.uint8))
     streams = [tiny.compress(crop(20, 30)), tiny.compress(crop(30, 20))]
     with pytest.raises(tf.errors.InvalidArgumentError, match="of one size"):
         call("decompress", bitstream_bytes=streams)
+
+
+def test_the_limit_is_of_what_a_request_takes(call, tiny, crop):
+    """Of a whole batch, padded as the networks see it, whatever the signature."""
+    too_much = "1 to 300000 pixels are served at once, of pictures padded to multiples of 32x16"
+    image = crop(100, 200)  # of 112x224 pixels when padded, 25,088: of 11 there are 275,968
+    stream = tiny.compress(image)
+    assert call("compress", image=np.stack([image] * 11))["bitstream_bytes"].tolist() == [stream] * 11
+    assert call("decompress", bitstream_bytes=[stream] * 11)["image"].shape == (11, 100, 200, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=too_much):
+        call("compress", image=np.stack([image] * 12))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=too_much):
+        call("decompress", bitstream_bytes=[stream] * 12)
+    # One by one they are no more than one.
+    files = call("decompress_file", bitstream_bytes=[stream] * 12)["image_bytes"]
+    assert call("compress_file", image_bytes=[encode_image(image)] * 12)["bitstream_bytes"].tolist() == [stream] * 12
+    assert len(files) == 12
+    # 20,000 pixels, and 320,000 for the networks.
+    line = np.zeros((1, 20000, 3), np.uint8)
+    stream = tiny.compress(line)
+    for signature, inputs in (
+        ("compress", {"image": line[None]}),
+        ("compress_file", {"image_bytes": [encode_image(line)]}),
+        ("decompress", {"bitstream_bytes": [stream]}),
+        ("decompress_file", {"bitstream_bytes": [stream]}),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=too_much):
+            call(signature, **inputs)
+
+
+def test_one_long_stream_does_not_make_the_others_as_long(call, tiny, crop):
+    stream = tiny.compress(crop(10, 20))
+    padding = bytes(20_000)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="checksum"):
+        call("decompress", bitstream_bytes=[stream, stream + padding])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="longer than any"):
+        call("decompress", bitstream_bytes=[stream] * 99 + [stream + padding])
+
+
+def claiming(width, height):
+    """A PNG and JPEGs of so many pixels as far as their headers say, and with no pixels behind these."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    yield serving.PNG + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + bytes(20)
+    for marker in (0xC0, 0xC2):  # sequential, progressive
+        components = b"".join(bytes([n, 0x11, 0]) for n in (1, 2, 3))
+        frame = struct.pack(">BBHBHHB", 0xFF, marker, 17, 8, height, width, 3) + components
+        scan = b"\xff\xda\0\x0c\3" + bytes([1, 0, 2, 0, 3, 0, 0, 63, 0])
+        yield serving.JPEG[:2] + frame + scan + b"\xff\xd9"
+
+
+def test_a_picture_is_refused_for_its_header_before_it_is_decoded(call):
+    for data in claiming(12000, 10000):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="1 to 300000 pixels are served"):
+            call("compress_file", image_bytes=[data])
+    # Those of a size that is served go to the decoders, which complain.
+    for data in claiming(60, 50):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="(?i)png|jpeg|crop"):
+            call("compress_file", image_bytes=[data])
+
+
+def test_jpegs_of_all_kinds(call, tiny, photograph):
+    """Width and height are not taken for each other, in whichever way the file says them."""
+    from PIL import Image
+
+    for progressive in (False, True):
+        for mode in ("RGB", "L"):
+            buffer = io.BytesIO()
+            Image.fromarray(photograph[:40, :90]).convert(mode).save(buffer, "jpeg", progressive=progressive)
+            (stream,) = call("compress_file", image_bytes=[buffer.getvalue()])["bitstream_bytes"]
+            assert tiny.decompress(stream).shape == (40, 90, 3)
+
+
+def test_requests_without_pictures(call):
+    empty = np.zeros(0, object)
+    for signature, inputs in (
+        ("compress", {"image": np.zeros((0, 20, 30, 3), np.uint8)}),
+        ("compress_file", {"image_bytes": empty}),
+        ("serving_default", {"image_bytes": empty}),
+        ("decompress", {"bitstream_bytes": empty}),
+        ("decompress_file", {"bitstream_bytes": empty}),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="a request without pictures"):
+            call(signature, **inputs)
+
+
+def test_as_many_qualities_as_pictures(golden_weights, crop):
+    functions = serving.signatures(load(golden_weights("sft")))
+    images = tf.constant(np.stack([crop(20, 30)] * 2))
+    files = tf.constant([encode_image(crop(20, 30))] * 2)
+    for count in (0, 1, 3):
+        quality_map = tf.fill([count, 1, 1, 1], 0.5)
+        for signature, pictures in (("compress", images), ("compress_file", files)):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="of equally many pictures"):
+                functions[signature](pictures, quality_map)
 
 
 def test_concurrent_requests(call, tiny, crop):
@@ -234,14 +332,20 @@ def test_an_export_replaces_nothing_and_leaves_nothing_behind(
         assert says in error and error.count("\n") == 1
     assert sorted(exported.rglob("*")) == before
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(serving, "write_warmup", full)
     monkeypatch.setattr(serving, "signatures", lambda *_: {"serving_default": tf.function(lambda: tf.constant(1), [])})
-    with pytest.raises(UserError, match="No space left"):
-        serving.export(tiny, tmp_path / "full")
-    assert os.listdir(tmp_path / "full") == []
+    for error in (
+        OSError(28, "No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "variables.data;\nNo space left on device"),
+    ):
+
+        def full(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(serving, "write_warmup", full)
+        with pytest.raises(UserError, match="full/1: cannot be written: .*(?i:no space left)") as raised:
+            serving.export(tiny, tmp_path / "full")
+        assert "\n" not in str(raised.value)
+        assert os.listdir(tmp_path / "full") == []
 
 
 # --- the client ------------------------------------------------------------------------------------------------
@@ -327,6 +431,29 @@ def test_client_errors(rest_url, crop, tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error and error.startswith("error: ") and error.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["a.png", "text.png"]
+
+
+def test_client_stops_when_told_to(rest_url, crop, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(encode_image(crop(8, 8)))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.RestServer, "predict", interrupted)
+    assert client.main(["compress", str(picture), "--server", rest_url]) == 130
+    assert os.listdir(tmp_path) == ["a.png"] and capsys.readouterr() == ("", "")
+
+
+def test_client_prints_any_name(rest_url, crop, tmp_path):
+    picture = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(picture, "wb") as file:
+        file.write(encode_image(crop(8, 8)))
+    command = [sys.executable, "-m", "models.client", "compress", picture, "--server", rest_url]
+    done = subprocess.run(command, capture_output=True, cwd=HERE.parents[1])
+    assert done.returncode == 0, done.stderr
+    assert b"\\udcff.png -> " in done.stdout and not done.stderr
+    assert os.path.exists(picture + b".tfci")
 
 
 def test_client_needs_no_tensorflow(rest_url, crop, tmp_path):

@@ -58,6 +58,15 @@ def test_what_is_wrong_is_an_error_of_the_interpreter(exported, tiny, crop):
             run(exported / "decompress.tflite", bitstream_bytes=np.array([stream], object))
 
 
+def test_the_limit_of_servers_is_not_theirs(tiny, crop, monkeypatch):
+    """They must take the streams that they write, of any size."""
+    monkeypatch.setattr(tflite.serving.signatures, "__defaults__", (1000,))
+    made = tflite.functions(tiny, WIDTH, HEIGHT)
+    image = crop(HEIGHT, WIDTH)[None]
+    picture = made["decompress"](**made["compress"](image))["image"]
+    assert picture.shape == image.shape
+
+
 def test_controls_are_inputs(golden_weights, crop, tmp_path):
     codec = load(golden_weights("sft"))
     folder = tflite.export(codec, tmp_path, WIDTH, HEIGHT, version=2)

@@ -242,10 +242,44 @@ def test_pictures_of_a_batch_choose_lanes_for_themselves():
         assert encode(single).numpy()[0] == payload
 
 
+def test_a_batch_that_would_be_decoded_in_an_empty_grid_is_refused(monkeypatch):
+    """One picture of many lanes and nine of one long lane; alone each of them is decoded."""
+    monkeypatch.setattr(rans, "SPARSE_CELLS", 1 << 20)
+    rng = np.random.default_rng(0)
+    rows = np.full([10, 100_000], 3, np.int32)
+    rows[1:] = 1
+    rows[1:, 10_000:] = 0
+    symbols = np.where(rows == 3, np.rint(rng.normal(0, 9, rows.shape)), 0).astype(np.int32)
+    strings = encode([(rows, symbols, True)])
+    lanes = [s[0] & 15 for s in strings.numpy()]
+    assert lanes[0] - max(lanes[1:]) >= 7, lanes
+    with pytest.raises(tf.errors.InvalidArgumentError, match="^coder: the streams of a batch differ too much"):
+        RansDecoder(CODER, strings).code(rows)
+    for part in (slice(0, 1), slice(1, 10)):
+        assert_same(decode(strings[part], [(rows[part], symbols[part], True)]), [(rows[part], symbols[part], True)])
+
+
 def test_a_huge_and_nearly_empty_picture_gets_lanes_all_the_same():
     rows = np.full([1, 100000], 1, np.int32)
     payload = encode([(rows[:, :1000], 0 * rows[:, :1000], True), (rows, 0 * rows, True)]).numpy()[0]
     assert 101000 / (1 << (payload[0] & 15)) <= 16384
+
+
+@pytest.mark.parametrize("log2_lanes", [None, 0])
+def test_what_the_encoder_writes_has_lanes_enough_for_the_decoder(log2_lanes, monkeypatch):
+    """On both sides of each step, and beyond the last, where there are no more lanes; the symbols are in two passes."""
+    monkeypatch.setattr(rans, "MAX_ROWS", 4)
+    for count in [5, 9] + [4 * 2**n + more for n in range(10) for more in (0, 1)]:
+        rows = np.full([2, count], 1, np.int32)
+        rows[1, ::2] = 0  # not coded, but some are exceptions
+        symbols = np.zeros_like(rows)
+        symbols[:, ::7] = 3
+        passes = [(r, s, True) for r, s in zip(np.array_split(rows, 2, 1), np.array_split(symbols, 2, 1))]
+        strings = encode(passes, log2_lanes=log2_lanes)
+        assert_same(decode(strings, passes), passes)
+        if log2_lanes == 0:
+            least = [min(int(np.ceil(np.log2(max(k / 4, 1)))), 9) for k in (rows != 0).sum(1)]
+            assert [s[0] & 15 for s in strings.numpy()] == least
 
 
 def test_the_last_sign_words_live_in_the_lanes():
@@ -448,6 +482,25 @@ def test_headers_that_lie_are_rejected(words):
     good = words == [0x0400, 0, 0, 1]
     decoded = attempt(with_checksum(np.array(words, "<u2").tobytes()), passes)
     assert (decoded is not None) == good
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_few_lanes_for_many_symbols_are_rejected_before_they_are_decoded(partial):
+    """Eight bytes would be minutes and gigabytes otherwise. What counts is the sum of all passes."""
+    claim = with_checksum(np.array([0x0400, 0, 0, 1], "<u2").tobytes())
+    begin = time.perf_counter()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="^coder: damaged stream .too few lanes"):
+        RansDecoder(CODER, tf.constant([claim]), partial).code(np.full([1, 20_000_000], 1, np.int32))
+    assert time.perf_counter() - begin < SOON
+
+    rows = np.full([1, rans.MAX_ROWS], 1, np.int32)
+    data = encode([(rows, 0 * rows, True)], log2_lanes=0).numpy()
+    assert data[0][0] & 15 == 0
+    decoder = RansDecoder(CODER, tf.constant(data), partial)
+    assert not decoder.code(rows).numpy().any()
+    decoder.code(0 * rows)  # of a row that is not coded
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too few lanes"):
+        decoder.code(rows[:, :1])
 
 
 def test_the_end_is_checked():
