@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import registry, weights
+from models import classifier, registry, weights
 from models.codec import load
 from models.images import read_image
 
@@ -30,6 +30,13 @@ def test_compresses_and_decompresses(path):
     assert decoded.shape == picture.shape
     psnr = 10 * np.log10(255**2 / np.mean((decoded.astype(float) - picture) ** 2))
     assert psnr > LEAST_PSNR and len(data) < picture.size / 2
+
+
+def test_the_classifier_is_the_one_of_elc():
+    shipped, elc = classifier.load(weights.SHIPPED / "classifier" / "small.safetensors"), load(weights.default("elc"))
+    assert shipped.labels == elc.labels and shipped.widths == elc.config.classifier_widths
+    kernels = [net.predictions.kernel.numpy() for net in (shipped.tail, elc.classifier)]
+    np.testing.assert_array_equal(*kernels)
 
 
 def measured() -> list[Path]:
