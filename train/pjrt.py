@@ -426,7 +426,7 @@ def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions
     directory = os.path.join(options.train_path, "pjrt")
     source, held_out = open_data(options)
     if options.resume and os.path.exists(os.path.join(directory, "step.json")):
-        _check_same(directory, options)
+        _check_same(directory, options, build())
         resume = pjrt_run.Checkpoints(directory).newest() is not None
     else:
         if pjrt_run.Checkpoints(directory).newest():
@@ -469,17 +469,21 @@ def _add_runner(directory: str) -> None:
         raise UserError(f"{directory}: cannot be written to: {error.strerror}") from error
 
 
-def _check_same(directory: str, options: FitOptions) -> None:
-    """UserError if the exported step is not that of these settings."""
+def _check_same(directory: str, options: FitOptions, codec: Codec) -> None:
+    """UserError if the exported step is not that of these settings and this codec."""
     try:
-        before = pjrt_run.Step(directory).meta["options"]
+        meta = pjrt_run.Step(directory).meta
     except pjrt_run.Failure as error:
         raise UserError(str(error)) from error
-    for name in ("batchsize", "patchsize", "clipnorm", "ema", "mixed_precision"):
-        now = getattr(options, name)
-        if before.get(name) != now:
+    names = ("batchsize", "patchsize", "clipnorm", "ema", "mixed_precision")
+    before = {f"--{name}": meta["options"].get(name) for name in names} | meta["settings"]
+    now = {f"--{name}": getattr(options, name) for name in names} | codec.settings()
+    before["configuration"], now["configuration"] = meta["config"], weights.config_to_json(codec.config)
+    for name, value in now.items():
+        if before.get(name) != value:
             raise UserError(
-                f"{options.train_path}: was begun with --{name} {before.get(name)}, and cannot resume with {now}"
+                f"{options.train_path}: was begun with {name} {before.get(name)!s:.200}, and cannot resume with "
+                f"{value!s:.200}"
             )
 
 

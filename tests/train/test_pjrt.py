@@ -556,6 +556,8 @@ def test_train_exports_runs_imports_and_saves(pictures, jax_python, tmp_path, ca
     with pytest.raises(UserError, match="--batchsize 2"):
         other = dataclasses.replace(options, batchsize=4, resume=True)
         pjrt.train(Toy.entry, Toy, other, args)
+    with pytest.raises(UserError, match="was begun with lambda 0.01, and cannot resume with 0.5"):
+        pjrt.train(Toy.entry, lambda: Toy(lmbda=0.5), dataclasses.replace(options, resume=True), args)
     # A process that died after the last step, before it had written the weights, can be followed by another.
     os.remove(path)
     assert pjrt.train(Toy.entry, Toy, dataclasses.replace(options, resume=True), args) == path
