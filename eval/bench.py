@@ -1,12 +1,13 @@
 """What a codec costs: `python -m eval.bench`.
 
 Prints, for one picture (768x512 by default): seconds to compress and to decompress, split into analysis, entropy
-networks, coding and synthesis; the rate that the transforms reach; peak memory; and the coder's overhead against the
-ideal entropy. With `--compressai_python`, the same picture through CompressAI 1.2.8's ELIC, in turns. Training is
-`python -m eval.bench_train`'s.
+networks, coding, synthesis and, where files hold one, the filter of the picture; the rate that the synthesis reaches;
+peak memory; and the coder's overhead against the ideal entropy. With `--compressai_python`, the same picture through
+CompressAI 1.2.8's ELIC, in turns. Training is `python -m eval.bench_train`'s.
 
-A preset without trained weights gets random ones, and latents that are typical in size and number in place of its own
-(`typical_latents`): all layers run, and the coder has as much to do as with a trained model.
+A preset without trained weights gets random ones. An ELIC also gets latents that are typical in size and number, in
+place of its own (`typical_latents`): all layers run, and the coder has as much to do as with a trained model. Other
+models code what random weights make of the picture.
 """
 
 from __future__ import annotations
@@ -25,34 +26,44 @@ from pathlib import Path
 
 import numpy as np
 
+from models.errors import UserError
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 #: What is timed apart; the rest is the entropy networks, padding and moving bytes.
-STAGES = ("analysis", "coding", "synthesis")
+STAGES = ("analysis", "coding", "filter", "synthesis")
+REST = "entropy networks"
+#: What each direction is made of, in this order.
+PARTS = {"compress": ("analysis", REST, "coding", "filter"), "decompress": (REST, "coding", "synthesis", "filter")}
 
 
 class Stopwatch:
-    """Adds up seconds by name."""
+    """Adds up seconds by name. What is timed within something else that is timed counts for the inner name alone."""
 
     def __init__(self):
         self.seconds = defaultdict(float)
+        self._within = [0.0]  # of each that runs now, and of none: the seconds of what was timed within it
 
     def timed(self, name, function):
         """`function`, with the seconds it takes added to `name`."""
 
         def run(*args, **kwargs):
+            self._within.append(0.0)
             begin = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[name] += time.perf_counter() - begin
+                seconds = time.perf_counter() - begin
+                self.seconds[name] += seconds - self._within.pop()
+                self._within[-1] += seconds
 
         return run
 
 
 @contextlib.contextmanager
 def stages_timed(codec, watch: Stopwatch):
-    """Within, `codec` tells `watch` the seconds of its analysis, synthesis and coding."""
+    """Within, `codec` tells `watch` the seconds of its `STAGES`."""
+    from models import restoration
     from models.coding import rans
 
     with contextlib.ExitStack() as stack:
@@ -62,8 +73,12 @@ def stages_timed(codec, watch: Stopwatch):
             setattr(owner, attribute, watch.timed(name, original))
             stack.callback(setattr, owner, attribute, original)
 
-        for stage, layer in (("analysis", "analyse"), ("analysis", "hyper_analysis"), ("synthesis", "reconstruct")):
-            patch(codec, layer, stage)
+        patch(codec, "analyse", "analysis")
+        if hasattr(codec, "hyper_analysis"):
+            patch(codec, "hyper_analysis", "analysis")
+        patch(codec, "reconstruct", "synthesis")
+        patch(codec, "_fit_filter", "filter")
+        patch(restoration, "apply", "filter")
         for owner in (rans.RansEncoder, rans.RansDecoder):
             for method in ("__init__", "code", "finish", "fingerprint"):
                 patch(owner, method, "coding")
@@ -110,19 +125,52 @@ def typical_latents(codec) -> None:
 
 
 def random_codec(entry, preset: str):
-    """A codec of random weights, prepared for coding typical latents."""
+    """A codec of random weights, prepared for coding; an ELIC for coding typical latents.
+
+    Raises:
+      UserError: the model has no such preset.
+    """
     import tensorflow as tf
 
+    from models import weights
+
+    if preset not in entry.presets:
+        names = dict.fromkeys([*entry.presets, *(path.stem for path in weights.shipped(entry.name))])
+        raise UserError(f"{entry.name} has no preset {preset!r}; there are: {', '.join(names)}")
     tf.keras.utils.set_random_seed(0)
     codec = entry.codec(entry.presets[preset])
     codec.build_variables(training=True)
     codec.prepare(np.random.default_rng(0).integers(0, 256, [2, 128, 128, 3], np.uint8))
-    typical_latents(codec)
+    if entry.name == "elic":
+        typical_latents(codec)
     return codec
 
 
+def chosen_codec(model: str, preset: str | None = None, path=None):
+    """The codec that flags ask for, and which it is in words.
+
+    preset: by default the model's first. path: of a weights file; by default that of the preset, or random weights.
+
+    Raises:
+      UserError: no such model or preset, or not its weights.
+    """
+    from models import registry, weights
+    from models.codec import load
+
+    entry = registry.get(model)
+    preset = preset or next(iter(entry.presets))
+    path = path or weights.of_preset(model, preset)
+    if not path:
+        what = "random weights, typical latents" if model == "elic" else "random weights"
+        return random_codec(entry, preset), f"{model} {preset} ({what})"
+    codec = load(path)
+    if codec.entry.name != model:
+        raise UserError(f"{path}: weights of {codec.entry.name}, not of {model}")
+    return codec, f"{model} (weights {Path(path).name})"
+
+
 def measure_round_trip(codec, image: np.ndarray) -> dict[str, float]:
-    """One compress and one decompress: seconds by stage, CPU seconds, bytes."""
+    """One compress and one decompress: seconds by stage, CPU seconds, bytes. Graphs (`Codec.trace`) have no stages."""
     figures = {}
     data = None
     for direction in ("compress", "decompress"):
@@ -136,6 +184,9 @@ def measure_round_trip(codec, image: np.ndarray) -> dict[str, float]:
             total = time.perf_counter() - begin
         figures[direction] = total
         figures[f"{direction} cpu"] = time.process_time() - cpu
+        if direction == "compress":  # a sender makes the picture only to fit the filter to it
+            watch.seconds["filter"] += watch.seconds.pop("synthesis", 0.0)
+        figures[f"{direction} {REST}"] = total - sum(watch.seconds.values())
         for stage in STAGES:
             figures[f"{direction} {stage}"] = watch.seconds[stage]
     figures["bytes"] = len(data)
@@ -183,13 +234,14 @@ def compressai(python: str, image: np.ndarray, threads: int) -> Peer:
         return Peer("CompressAI's side", [python, str(script), str(picture), str(threads)])  # it has read the picture
 
 
-def multiply_adds(function, *shapes) -> float:
-    """Multiply-adds of a network on float32 inputs of these shapes, as TensorFlow's profiler counts them."""
+def multiply_adds(function, inputs) -> float:
+    """Multiply-adds of a network on a tensor, or a structure of such, as TensorFlow's profiler counts them."""
     import tensorflow as tf
     from tensorflow.python.profiler.model_analyzer import profile
     from tensorflow.python.profiler.option_builder import ProfileOptionBuilder
 
-    concrete = tf.function(function, autograph=False).get_concrete_function(*(tf.TensorSpec(s) for s in shapes))
+    specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, inputs)
+    concrete = tf.function(function, autograph=False).get_concrete_function(specs)
     options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
     return profile(concrete.graph, options=options).total_float_ops / 2
 
@@ -201,7 +253,7 @@ def median(rounds: list[dict[str, float]], name: str) -> float:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="elic")
-    parser.add_argument("--preset", default="base")
+    parser.add_argument("--preset", help="by default the first of the model's: of ELIC, base")
     parser.add_argument("--weights", help="weights file; by default those of the preset that ship, or random ones")
     parser.add_argument("--picture", default=None, help="picture to compress; by default the sample in res/eval")
     parser.add_argument("--rounds", type=int, default=5)
@@ -211,17 +263,16 @@ def main(argv=None) -> None:
 
     import tensorflow as tf
 
-    from models import images, registry, weights
-    from models.codec import load
+    from models import images
 
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
-    entry = registry.get(args.model)
-    path = args.weights or weights.of_preset(args.model, args.preset)
-    codec = load(path) if path else random_codec(entry, args.preset)
-    image = images.read_image(args.picture) if args.picture else sample_picture()
+    try:
+        codec, what = chosen_codec(args.model, args.preset, args.weights)
+        image = images.read_image(args.picture) if args.picture else sample_picture()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
     height, width = image.shape[:2]
-    what = f"weights {Path(path).name}" if path else "random weights, typical latents"
-    print(f"{args.model} {args.preset} ({what}), {width}x{height}, {args.threads} threads")
+    print(f"{what}, {width}x{height}, {args.threads} threads")
 
     other = compressai(args.compressai_python, image, args.threads) if args.compressai_python else None
     measure_round_trip(codec, image)  # warm up
@@ -242,28 +293,26 @@ def main(argv=None) -> None:
     print_traced(ours)
     if theirs:
         print_comparison(ours, theirs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of this process: {peak:.2f} GB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux tells KiB
+    print(f"peak memory of this process: {peak:.2f} GiB")
 
 
 def print_round_trip(codec, image: np.ndarray, rounds: list[dict[str, float]]) -> None:
-    """Seconds by stage, the transforms' speed, the file's size against the ideal."""
+    """Seconds by stage, the synthesis' speed, the file's size against the ideal."""
     height, width = image.shape[:2]
-    padded = codec.padded_size(height, width)
-    for direction, network in (("compress", "analysis"), ("decompress", "synthesis")):
-        total, coding = median(rounds, direction), median(rounds, f"{direction} coding")
-        stage = median(rounds, f"{direction} {network}")
-        fastest = min(r[direction] for r in rounds)
+    for direction, parts in PARTS.items():
+        total = median(rounds, direction)
+        shown = {part: median(rounds, f"{direction} {part}") for part in parts if part != "filter" or codec.restores}
         print(
-            f"{direction:10} {total:.3f} s (fastest {fastest:.3f}, CPU {median(rounds, direction + ' cpu'):.2f}): "
-            f"{network} {stage:.3f}, entropy networks {total - stage - coding:.3f}, "
-            f"coding {coding:.3f} ({100 * coding / total:.1f} %)"
+            f"{direction:10} {total:.3f} s (fastest {min(r[direction] for r in rounds):.3f}, "
+            f"CPU {median(rounds, direction + ' cpu'):.2f}): "
+            + ", ".join(f"{part} {seconds:.3f} ({100 * seconds / total:.1f} %)" for part, seconds in shown.items())
         )
-    y_shape = [1, padded[0] // 16, padded[1] // 16, codec.config.latents]
-    work = multiply_adds(codec.reconstruct, y_shape)
+    work = multiply_adds(codec.reconstruct, codec.latents(codec.compress(image)))
     seconds = median(rounds, "decompress synthesis")
+    pixels = np.prod(codec.padded_size(height, width))
     print(
-        f"synthesis: {work / np.prod(padded) / 1e3:.0f} kMAC/pixel, {2 * work / 1e9:.0f} GFLOP at "
+        f"synthesis: {work / pixels / 1e3:.0f} kMAC/pixel, {2 * work / 1e9:.0f} GFLOP at "
         f"{2 * work / seconds / 1e9:.0f} GFLOP/s"
     )
     _, bits = codec(image[None])
