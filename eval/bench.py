@@ -301,11 +301,13 @@ def print_round_trip(codec, image: np.ndarray, rounds: list[dict[str, float]]) -
     """Seconds by stage, the synthesis' speed, the file's size against the ideal."""
     height, width = image.shape[:2]
     for direction, parts in PARTS.items():
-        total = median(rounds, direction)
-        shown = {part: median(rounds, f"{direction} {part}") for part in parts if part != "filter" or codec.restores}
+        # The stages are those of one round, the median one: so they add up.
+        middle = sorted(rounds, key=lambda figures: figures[direction])[len(rounds) // 2]
+        total = middle[direction]
+        shown = {part: middle[f"{direction} {part}"] for part in parts if part != "filter" or codec.restores}
         print(
             f"{direction:10} {total:.3f} s (fastest {min(r[direction] for r in rounds):.3f}, "
-            f"CPU {median(rounds, direction + ' cpu'):.2f}): "
+            f"CPU {middle[direction + ' cpu']:.2f}): "
             + ", ".join(f"{part} {seconds:.3f} ({100 * seconds / total:.1f} %)" for part, seconds in shown.items())
         )
     work = multiply_adds(codec.reconstruct, codec.latents(codec.compress(image)))
