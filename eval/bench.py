@@ -163,10 +163,8 @@ def chosen_codec(model: str, preset: str | None = None, path=None):
     if not path:
         what = "random weights, typical latents" if model == "elic" else "random weights"
         return random_codec(entry, preset), f"{model} {preset} ({what})"
-    codec = load(path)
-    if codec.entry.name != model:
-        raise UserError(f"{path}: weights of {codec.entry.name}, not of {model}")
-    return codec, f"{model} (weights {Path(path).name})"
+    weights.check_model(path, model)
+    return load(path), f"{model} (weights {Path(path).name})"
 
 
 def measure_round_trip(codec, image: np.ndarray) -> dict[str, float]:

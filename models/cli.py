@@ -32,8 +32,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     argv: the arguments without the program's name; those of the process by default.
     """
     warnings.showwarning = _show_warning
-    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
-        sys.stdout.reconfigure(errors="backslashreplace")
+    files.print_any_name()
     args = _parser(model).parse_args(sys.argv[1:] if argv is None else argv)
     try:
         code = args.command(model, args)
@@ -321,6 +320,10 @@ def _each(inputs: Sequence[Path], work: Callable[[Path], str | None], targets: S
 
 
 def _compress(model: str, args: argparse.Namespace) -> int:
+    for name in ("target_bpp", "target_kb"):
+        wish = getattr(args, name)
+        if wish is not None and not 0 < wish < float("inf"):
+            raise UserError(f"--{name} {wish:g}: must be a number above 0")
     inputs = files.expand_inputs(args.inputs)
     targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
     codec = _load(model, _weights_path(model, args), synthesis=False, tile=args.tile)
@@ -355,10 +358,6 @@ def _refine_controls(args: argparse.Namespace) -> dict[str, int]:
 
 def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
     """The size of file that the user asked for, if any."""
-    for name in ("target_bpp", "target_kb"):
-        wish = getattr(args, name)
-        if wish is not None and not 0 < wish < float("inf"):
-            raise UserError(f"--{name} {wish:g}: must be a number above 0")
     if args.target_bpp is not None:
         return int(args.target_bpp * pixels / 8)
     return None if args.target_kb is None else int(args.target_kb * 1000)

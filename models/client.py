@@ -134,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-f", "--force", action="store_true", help="Replace files that exist.")
     parser.add_argument("--timeout", type=float, default=60, help="Seconds to wait for an answer.")
-    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
-        sys.stdout.reconfigure(errors="backslashreplace")
+    files.print_any_name()
     args = parser.parse_args(argv)
     try:
         return _run(args)

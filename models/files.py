@@ -10,6 +10,7 @@ import glob
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Union
@@ -100,6 +101,12 @@ def _refuse_clashes(paths: Sequence[Path], targets: Sequence[Path]) -> None:
         if real in taken:
             raise UserError(f"{target}: would be the result of both {taken[real]} and {path}")
         taken[real] = path
+
+
+def print_any_name() -> None:
+    """Lets this process print names that are no text, as names of files may be, with escapes."""
+    if hasattr(sys.stdout, "reconfigure"):  # not what a test has put in its place
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # --- writing ---------------------------------------------------------------------------------------------

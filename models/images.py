@@ -229,8 +229,5 @@ def write_image(path: PathLike, array: np.ndarray, force: bool = False) -> None:
     Raises:
       UserError: as of `encode_image` and `atomic_write`.
     """
-    try:
-        data = encode_image(array, Path(path).suffix)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    atomic_write(path, data, force)
+    check_writable(path, *array.shape[:2])
+    atomic_write(path, encode_image(array, Path(path).suffix), force)

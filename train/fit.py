@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from models import weights
+from models import files, weights
 from models.errors import UserError, one_line
 from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
 from train.optimizer import make_optimizer
@@ -338,9 +338,7 @@ class Run:
     def _compare(self, name: str, before, now) -> None:
         # Runs of earlier versions know nothing of some settings.
         if before is not None and before != now:
-            # The labels of many classes would be more than a line.
-            both = f"{name} {before!s:.200}, and cannot resume with {now!s:.200}"
-            raise UserError(f"{self.options.train_path}: was begun with {both}")
+            raise other_run(self.options.train_path, name, before, now)
 
     def _write_options(self, **facts) -> None:
         write_json(self.path("options.json"), {**dataclasses.asdict(self.options), **facts})
@@ -394,6 +392,12 @@ class Run:
         return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}
 
 
+def other_run(path: str, name: str, before, now) -> UserError:
+    """What to say of a run that was begun with another setting."""
+    # The labels of many classes would be more than a line.
+    return UserError(f"{path}: was begun with {name} {before!s:.200}, and cannot resume with {now!s:.200}")
+
+
 def identity(codec: tf.keras.Model) -> dict[str, str]:
     """What a `models.codec.Codec` is, without its weights: values by the names of settings, those that say most first.
 
@@ -410,15 +414,12 @@ def identity(codec: tf.keras.Model) -> dict[str, str]:
 
 def write_json(path: str, value) -> None:
     """Writes a file, whole or not at all, in a folder that need not exist. UserError if that fails."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.tmp")
+    folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to: {error.strerror}") from error
+    files.atomic_write(path, json.dumps(value, indent=2).encode(), force=True)
 
 
 def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:

@@ -38,7 +38,7 @@ from models.codec import Codec
 from models.errors import UserError
 from train import pjrt_options, pjrt_run
 from train.data import Crops, Source, open_data
-from train.fit import FINAL, calibration_patches, errors_of_users, precision
+from train.fit import FINAL, calibration_patches, errors_of_users, other_run, precision
 from train.optimizer import make_optimizer
 from train.options import FitOptions
 
@@ -445,8 +445,7 @@ def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions
 
 
 def _facts(options: FitOptions) -> dict:
-    names = ("batchsize", "patchsize", "learning_rate", "clipnorm", "ema", "mixed_precision", "seed")
-    return {name: getattr(options, name) for name in names}
+    return {name: getattr(options, name) for name in pjrt_options.HEEDED_BY_EXPORT}
 
 
 def _export(directory: str, build: Callable[[], Codec], options: FitOptions) -> None:
@@ -481,10 +480,7 @@ def _check_same(directory: str, options: FitOptions, codec: Codec) -> None:
     before["configuration"], now["configuration"] = meta["config"], weights.config_to_json(codec.config)
     for name, value in now.items():
         if before.get(name) != value:
-            raise UserError(
-                f"{options.train_path}: was begun with {name} {before.get(name)!s:.200}, and cannot resume with "
-                f"{value!s:.200}"
-            )
+            raise other_run(options.train_path, name, before.get(name), value)
 
 
 def _run(directory: str, pictures: str, options: FitOptions, args, resume: bool) -> None:
