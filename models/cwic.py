@@ -34,8 +34,8 @@ from models.coding import tables
 from models.errors import UserError
 from models.images import write_image
 from models.registry import register
+from transforms import binary_start, importance
 from transforms import cwic as transforms
-from transforms import importance
 from transforms.tiling import Reach
 
 #: The loss counts bits per pixel; a squared error of 1 on the 0..255 scale weighs as much as this many.
@@ -154,6 +154,10 @@ class CWIC(Codec):
             self.importance_net = transforms.importance_net(features, c.hidden, start=min(ratio, 0.99))
             self.map_context = ContextModel(1, [1] * c.planes, c.map_context_width, name="map_context")
 
+    def start_linear(self) -> None:
+        """See `Codec` and `transforms/binary_start.py`."""
+        binary_start.begin(self.encoder, self.code_head, self.synthesis)
+
     def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Images [B, H, W, 3], padded -> codes, 0 or 1, [B, H / 8, W / 8, n], and the importance p in 0..1,
         [B, H / 8, W / 8, 1] (None in stage 1); float32, both with gradients."""
@@ -250,6 +254,7 @@ class CWIC(Codec):
             help="Let the measured bits train the transforms too, towards codes that the context model can predict. "
             "Not in the paper; better files.",
         )
+        cls.add_start_flag(parser)
         cls.add_restoration_flag(parser)
 
     @classmethod
@@ -268,7 +273,10 @@ class CWIC(Codec):
     def for_training(cls, args) -> CWIC:
         """A new codec, one of the weights file's stage that goes on, or one of stage 2 that begins with stage 1's."""
         if not args.init_weights:
-            return cls(cls.entry.presets[args.preset], joint_rate=args.joint_rate)
+            codec = cls(cls.entry.presets[args.preset], joint_rate=args.joint_rate)
+            if args.start == "linear":
+                codec.start_linear()
+            return codec
         before = cls.begun(args.init_weights)
         if args.stage == 1:
             if before.stage == 2:

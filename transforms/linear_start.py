@@ -89,12 +89,15 @@ def principal_components(widths: Sequence[int]) -> list[Stage]:
     return stages
 
 
-def covariance(side: int) -> np.ndarray:
-    """Of the values of a square block [side, side, 3] of photographs, roughly: float64 [3 side², 3 side²]."""
+def covariance(side: int, correlation: float = PIXEL_CORRELATION) -> np.ndarray:
+    """Of the values of a square block [side, side, 3] of photographs, roughly: float64 [3 side², 3 side²].
+
+    correlation: of pixels at a distance of 1.
+    """
     y, x = np.mgrid[:side, :side].reshape(2, -1)
     distance = np.hypot(y[:, None] - y, x[:, None] - x)
     colours = np.full([3, 3], COLOUR_CORRELATION) + (1 - COLOUR_CORRELATION) * np.eye(3)
-    return np.kron(PIXEL_CORRELATION**distance, colours)
+    return np.kron(correlation**distance, colours)
 
 
 def best_step(lmbda: float) -> float:
