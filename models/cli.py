@@ -204,7 +204,8 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         const="",
         metavar="FILE",
         help="Also print how the mean stands against other codecs at the same rate, and for several qualities the "
-        "BD-rates; by default against those measured on the 24 Kodak pictures (res/eval/anchors.json).",
+        "BD-rates; by default against those measured on the 24 Kodak pictures (res/eval/anchors.json). For pictures of "
+        "your own `python -m eval.anchors` makes such a file.",
     )
     parser.add_argument(
         "--record",
@@ -432,6 +433,12 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
     if args.anchors is not None:
         anchors = list(report.load_anchors(args.anchors or report.ANCHORS).values())
         anchors = [anchor for anchor in anchors if anchor.psnr and "msssim" not in anchor.name]
+        if not args.anchors and {path.stem for path in inputs} != {f"kodim{n:02}" for n in range(1, 25)}:
+            print(
+                "note: these anchors are of kodim01 to kodim24, and other pictures compare with others: "
+                "python -m eval.anchors measures them",
+                file=sys.stderr,
+            )
     for quality in args.quality:
         codec.rate_control.check_quality(quality)
     refine = _refine_controls(args)
