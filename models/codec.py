@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from models import registry, restoration, weights
 from models.coding import container, rans, tables
+from models.distortion import KINDS, MS_SSIM, MSE, distortion, ms_ssim
 from models.errors import UserError, one_line
 from models.lambdas import at_quality, check_lambdas, numbers
 from models.latents import (
@@ -112,6 +113,7 @@ class Codec(tf.keras.Model):
         self._entropy_models: EntropyModels | None = None
         self.fixed: str | None = None  # the part that `fix` has fixed
         self._refiner: Refiner | None = None
+        self.distortion = MSE  # what losses weigh against bits: see `judge_by`
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
 
     # ---- what a model gives -------------------------------------------------------------------------------------
@@ -137,6 +139,20 @@ class Codec(tf.keras.Model):
         """Lets the files of a codec that is trained hold filters; of one whose configuration has `restoration`."""
         self.config = dataclasses.replace(self.config, restoration=True)
 
+    def judge_by(self, kind: str) -> None:
+        """From now on losses are of that distortion, one of `models.distortion.KINDS`.
+
+        A filter is fitted by squared errors: the files of weights for another distortion hold none.
+        """
+        self.distortion = kind
+        if kind == MS_SSIM:
+            self.metric_names = (*type(self).metric_names, "ms_ssim")
+            if self.restores:
+                self.config = dataclasses.replace(self.config, restoration=False)
+        else:
+            self.metric_names = type(self).metric_names
+        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
+
     def start_linear(self) -> None:
         """Lets untrained transforms begin as a linear one, where a model can; see `transforms/linear_start.py`."""
         raise NotImplementedError
@@ -156,12 +172,19 @@ class Codec(tf.keras.Model):
 
     def settings(self) -> dict[str, str]:
         """What a weights file says of the training besides the configuration, and `from_settings` reads."""
-        return {"lambda": ",".join(map(str, self.lambdas))}
+        judged = {} if self.distortion == MSE else {"distortion": self.distortion}
+        return {"lambda": ",".join(map(str, self.lambdas)), **judged}
 
     @classmethod
     def from_settings(cls, config, settings: Mapping[str, str]) -> Codec:
         """A codec of a configuration and its `settings`; ValueError or UserError if they are none."""
-        return cls(config, lmbda=[float(value) for value in settings.get("lambda", "").split(",")])
+        codec = cls(config, lmbda=[float(value) for value in settings.get("lambda", "").split(",")])
+        kind = settings.get("distortion", MSE)
+        if kind not in KINDS:
+            raise ValueError(f"no distortion named {kind}")
+        if kind != MSE:
+            codec.judge_by(kind)
+        return codec
 
     def transmit(self, coder, images=None, shape=None, **controls):
         """Images through `analyse` and `code`; without them, `code` for a shape (B, H, W). The decoded latents."""
@@ -270,14 +293,15 @@ class Codec(tf.keras.Model):
         reconstruction, bits = self(images, training=training, **controls)
         figures = self.rate_and_distortion(images, reconstruction, bits, training)
         figures["loss"] = self.rate_distortion(images, reconstruction, figures["bpp"], **controls)
+        if "ms_ssim" in self.metric_names:
+            figures["ms_ssim"] = ms_ssim(images, reconstruction)
         if training and levels > 1:
             figures["loss"] *= tf.gather(self._level_weights(), level)
         return {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
 
     def rate_distortion(self, images, reconstruction, bpp: tf.Tensor, quality: tf.Tensor | None = None) -> tf.Tensor:
-        """bpp + λ · MSE of pictures [B, H, W, 3] in 0..255 and their bpp [B]: [B]; the controls are `transmit`'s."""
-        mse = tf.reduce_mean(tf.math.squared_difference(reconstruction, images), [1, 2, 3])
-        return bpp + self._lambda_of(quality) * mse
+        """bpp + λ · distortion of pictures [B, H, W, 3] in 0..255 and their bpp [B]: [B]; controls as of `transmit`."""
+        return bpp + self._lambda_of(quality) * distortion(self.distortion, images, reconstruction)
 
     def _lambda_of(self, quality: tf.Tensor | None = None):
         """λ of pictures of a quality, int32 [B] in steps of `rate_control`; the one λ where there is no quality."""
@@ -512,7 +536,7 @@ class Codec(tf.keras.Model):
             raise UserError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         batch, height, width, _ = images.shape
         if refine:
-            check_refinable(self, refine, batch * height * width)
+            check_refinable(self, refine, batch, height, width)
         unknown = controls.keys() - inspect.signature(self.rate_control.of_wish).parameters
         if unknown:
             raise UserError(f"{self.entry.name} has no control named {', '.join(sorted(unknown))}")
@@ -710,6 +734,8 @@ class Codec(tf.keras.Model):
         widen: variables may have more channels than those of `before`, whose values go to the first.
         """
         self.build_variables(training=True)
+        if before.distortion != self.distortion:
+            self.judge_by(before.distortion)
         trained = before.named_variables()
         for name, variable in self.named_variables().items():
             if name in trained:
@@ -745,6 +771,17 @@ class Codec(tf.keras.Model):
             default="linear",
             help="How the transforms begin: linear, as a block transform that already works, from which they learn "
             "the rest much sooner, or random, as in the paper. Without a meaning if there are --init_weights.",
+        )
+
+    @staticmethod
+    def add_distortion_flag(parser) -> None:
+        """Adds --distortion, for models whose `losses` are of `rate_distortion` alone."""
+        parser.add_argument(
+            "--distortion",
+            choices=KINDS,
+            help="What the loss weighs against bits: squared errors (mse, as in the papers), or 1 - MS-SSIM, brought "
+            "to their scale, so that λ are the same numbers; best from --init_weights trained by mse. By default what "
+            "the --init_weights were trained with, and mse without them.",
         )
 
     @staticmethod

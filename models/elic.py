@@ -33,6 +33,7 @@ import tensorflow as tf
 
 from models.codec import Codec
 from models.coding.tables import NUM_SCALES
+from models.distortion import MSE, check_side
 from models.errors import UserError
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
@@ -314,6 +315,7 @@ class ELIC(Codec):
         """The flags of all, and ELIC's own."""
         super().add_train_flags(parser)
         cls.add_start_flag(parser)
+        cls.add_distortion_flag(parser)
         cls.add_restoration_flag(parser)
         parser.add_argument(
             "--detail",
@@ -348,9 +350,14 @@ class ELIC(Codec):
         """See `Codec`."""
         codec = super().for_training(args)
         if args.detail:
-            return codec.with_detail(args.detail)
+            codec = codec.with_detail(args.detail)
         if args.fix:
             codec.fix(args.fix)
+        if args.distortion:
+            codec.judge_by(args.distortion)
+        check_side(codec.distortion, args.patchsize, f"--patchsize {args.patchsize}")
+        if args.restoration and codec.distortion != MSE:
+            raise UserError(f"--restoration: a filter is for squared errors, and these weights for {codec.distortion}")
         return codec
 
 

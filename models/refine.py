@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from models.distortion import check_side
 from models.errors import UserError
 from models.latents import SoftRate, TableRate
 
@@ -25,12 +26,14 @@ SHARPNESS = 1.0, 6.0
 MAX_PIXELS = 4_000_000
 
 
-def check_refinable(codec, steps: int, pixels: int) -> None:
-    """UserError if a codec cannot refine, there cannot be so many steps, or not for so many pixels at a time."""
+def check_refinable(codec, steps: int, batch: int, height: int, width: int) -> None:
+    """UserError if a codec cannot refine, there cannot be so many steps, or not for pictures of that size."""
     if not codec.refinable:
         raise UserError(f"{codec.entry.name} cannot refine latents")
     if steps < 0:
         raise UserError(f"the steps of refining must not be negative, and are {steps}")
+    check_side(codec.distortion, min(height, width), "refining with these weights")
+    pixels = batch * height * width
     if pixels > MAX_PIXELS:
         raise UserError(
             f"refining takes pictures of {MAX_PIXELS / 1e6:g} megapixels at most, and this has {pixels / 1e6:.1f}"

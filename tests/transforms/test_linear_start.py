@@ -119,8 +119,10 @@ def test_command_line_flag():
     elic.add_train_flags(parser)
 
     def made(*flags):
-        # The other two are of the command line's, for all models.
-        return elic.for_training(parser.parse_args(flags, argparse.Namespace(init_weights=None, preset="small")))
+        # The others are of the command line's, for all models.
+        return elic.for_training(
+            parser.parse_args(flags, argparse.Namespace(init_weights=None, preset="small", patchsize=256))
+        )
 
     picture = tf.zeros([1, 32, 32, 3]) + 200.0
     linear, random = made("--start", "linear"), made("--start", "random")
