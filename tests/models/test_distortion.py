@@ -46,6 +46,32 @@ def test_it_is_the_metric_on_the_scale_of_squared_errors(crop):
     )
 
 
+def test_it_is_tensorflows_with_its_gradient(crop):
+    picture = tf.cast(crop(181, 203)[None], tf.float32)  # odd at several scales
+    for shown in (noisy(picture, 10), noisy(255 - picture, 40)[:, :, ::-1], np.full_like(picture, 90)):
+        shown = tf.constant(shown, tf.float32)
+        results = []
+        for function in (distortion.ms_ssim, lambda a, b: tf.image.ssim_multiscale(a, b, 255.0)):
+            with tf.GradientTape() as tape:
+                tape.watch(shown)
+                value = function(picture, shown)
+            results.append((value, tape.gradient(value, shown)))
+        (value, gradient), (expected, of_expected) = results
+        np.testing.assert_allclose(value, expected, atol=1e-4)
+        if np.all(np.isfinite(of_expected)):
+            np.testing.assert_allclose(gradient, of_expected, atol=1e-3 * np.abs(of_expected).max())
+
+
+def test_gradients_are_finite_where_pictures_are_equal_or_contradict_each_other(crop):
+    picture = tf.cast(crop(SIDE, SIDE)[None], tf.float32)
+    for shown in (picture, 255 - picture):
+        with tf.GradientTape() as tape:
+            tape.watch(shown)
+            value = distortion.ms_ssim(picture, shown)
+        assert np.all(np.isfinite(tape.gradient(value, shown)))
+    assert value < 0.01
+
+
 def test_a_step_lowers_the_loss_that_it_is_about(tiny_weights, crop):
     codec, pictures = load_for_training(tiny_weights), np.stack([crop(SIDE, SIDE), crop(SIDE, SIDE, 20)])
     codec.judge_by("ms-ssim")

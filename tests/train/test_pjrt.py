@@ -190,6 +190,15 @@ def test_elic_trains_under_jax_as_under_tensorflow(tmp_path, run):
     np.testing.assert_allclose(logged(tmp_path / "step")[:3], expected[:3], rtol=1e-5)
 
 
+def test_a_step_judged_by_ms_ssim_takes_its_pictures(tmp_path):
+    """As inputs: XLA took those of `tf.image.ssim_multiscale` for constants."""
+    codec = Toy()
+    codec.judge_by("ms-ssim")
+    pjrt.export(compiled(codec), (1, 164, 164, 3), tmp_path)
+    step = json.loads((tmp_path / "step.json").read_text())
+    assert step["settings"]["distortion"] == "ms-ssim" and "ms_ssim" in step["metrics"]
+
+
 def test_losses_and_weights_are_those_of_tensorflow(toy, toy_trained, toy_batches):
     _, by_tensorflow, expected = toy
     np.testing.assert_allclose(logged(toy_trained), expected, rtol=1e-5)
