@@ -19,6 +19,7 @@ from models.files import PathLike, atomic_write
 
 ANCHORS = Path(__file__).resolve().parent.parent / "res" / "eval" / "anchors.json"
 KEYS = ("bpp", "psnr", "ms_ssim")
+_OF = {"psnr": "", "ms_ssim": " (MS-SSIM)"}  # as lines have it
 AXES = {"psnr": "PSNR, dB (RGB)", "ms_ssim": "MS-SSIM, dB (RGB)"}
 
 
@@ -246,24 +247,37 @@ def _rising(quality: np.ndarray, rate: Sequence[float]) -> tuple[np.ndarray, np.
     return np.array([k[0] for k in kept]), np.array([k[1] for k in kept])
 
 
-def standing(bpp: float, psnr: float, anchors: Iterable[Curve]) -> str:
-    """One line per codec: its PSNR at a rate, and how far the given PSNR lies above it."""
-    lines = [f"at {bpp:.4f} bpp: {psnr:.2f} dB"]
+def comparable(anchors: Iterable[Curve], metric: str) -> list[Curve]:
+    """Those that have the metric; without those of codecs that were tuned for MS-SSIM if it is another."""
+    return [a for a in anchors if getattr(a, metric) and (metric == "ms_ssim" or "msssim" not in a.name)]
+
+
+def standing(mean: Mapping[str, float], anchors: Iterable[Curve], metric: str = "psnr") -> str:
+    """One line per codec: its quality at a rate, and how far that of `mean` lies above it.
+
+    Args:
+      mean: of `mean()`.
+      anchors: that have the metric.
+      metric: `psnr` or `ms_ssim`; see `Curve.quality`.
+    """
+    bpp = mean["bpp"]
+    quality = Curve("", (bpp,), **{metric: (mean[metric],)}).quality(metric)[0]
+    lines = [f"at {bpp:.4f} bpp: {quality:.2f} dB{_OF[metric]}"]
     for anchor in anchors:
-        other = interpolate(anchor, bpp)
+        other = interpolate(anchor, bpp, metric)
         if math.isnan(other):
             rates = f"{anchor.bpp[0]:.3f} to {anchor.bpp[-1]:.3f} bpp"
             lines.append(f"  {anchor.name:24} not at this rate ({rates})")
         else:
-            lines.append(f"  {anchor.name:24} {other:.2f} dB  {psnr - other:+.2f} dB")
+            lines.append(f"  {anchor.name:24} {other:.2f} dB  {quality - other:+.2f} dB")
     return "\n".join(lines)
 
 
-def bd_rates(test: Curve, anchors: Iterable[Curve]) -> str:
-    """One line per codec: the BD-rate (PSNR) of `test` against it, negative where `test` is the better one."""
-    lines = [f"BD-rate of {test.name}, {test.bpp[0]:.3f} to {test.bpp[-1]:.3f} bpp, against"]
+def bd_rates(test: Curve, anchors: Iterable[Curve], metric: str = "psnr") -> str:
+    """One line per codec: the BD-rate of `test` against it, negative where `test` is the better one."""
+    lines = [f"BD-rate{_OF[metric]} of {test.name}, {test.bpp[0]:.3f} to {test.bpp[-1]:.3f} bpp, against"]
     for anchor in anchors:
-        rate = bd_rate(anchor, test)
+        rate = bd_rate(anchor, test, metric)
         lines.append(f"  {anchor.name:24} " + ("no common qualities" if math.isnan(rate) else f"{rate:+.1f} %"))
     return "\n".join(lines)
 

@@ -423,16 +423,17 @@ def _read_bytes(path: Path) -> bytes:
 
 def _evaluate(model: str, args: argparse.Namespace) -> int:
     from eval import report, sweep
+    from models.distortion import MSE
 
     inputs = files.expand_inputs(args.inputs)
     for target in filter(None, (args.json, args.plot)):
         files.check_target(target, args.force)
     path = _weights_path(model, args)
     codec = _load(model, path)
+    metric = "psnr" if codec.distortion == MSE else "ms_ssim"
     anchors = []
     if args.anchors is not None:
-        anchors = list(report.load_anchors(args.anchors or report.ANCHORS).values())
-        anchors = [anchor for anchor in anchors if anchor.psnr and "msssim" not in anchor.name]
+        anchors = report.comparable(report.load_anchors(args.anchors or report.ANCHORS).values(), metric)
         if not args.anchors and {path.stem for path in inputs} != {f"kodim{n:02}" for n in range(1, 25)}:
             print(
                 "note: these anchors are of kodim01 to kodim24, and other pictures compare with others: "
@@ -459,8 +460,7 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             return code
         print(report.table(measurements) if quality is None else f"quality {quality:g}\n{report.table(measurements)}")
         if args.anchors is not None:
-            mean = report.mean(measurements)
-            print(report.standing(mean["bpp"], mean["psnr"], anchors))
+            print(report.standing(report.mean(measurements), anchors, metric))
         sys.stdout.flush()  # a quality can take minutes, and this can be a file
         curve.append(measurements)
         if args.json:  # after each quality: who stops before the last one keeps the others
@@ -469,9 +469,9 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             report.write_json(args.json, measurements, force=args.force or len(curve) > 1, **facts)
     test = report.curve_of(f"{model} {path.stem}", curve)
     if len(curve) > 1 and anchors:
-        print(report.bd_rates(test, anchors))
+        print(report.bd_rates(test, anchors, metric))
     if args.plot:
-        report.plot(args.plot, [test], anchors, force=args.force)
+        report.plot(args.plot, [test], anchors, metric, force=args.force)
     if args.record and not code:
         weights.annotate(path, **{args.record: "; ".join(map(_mean_figures, curve))})
     return code

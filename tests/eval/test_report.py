@@ -154,10 +154,24 @@ def test_bd_rate_in_ms_ssim_is_over_its_decibels():
 
 
 def test_standing_says_by_how_much():
-    lines = report.standing(0.2, 31.0, [ANCHOR, Curve("far", (1.0, 2.0), (40.0, 45.0))]).split("\n")
+    lines = report.standing({"bpp": 0.2, "psnr": 31.0}, [ANCHOR, Curve("far", (1.0, 2.0), (40.0, 45.0))]).split("\n")
     assert lines[0] == "at 0.2000 bpp: 31.00 dB"
     assert lines[1].split() == ["a", "30.50", "dB", "+0.50", "dB"]
     assert lines[2].split() == ["far", "not", "at", "this", "rate", "(1.000", "to", "2.000", "bpp)"]
+
+
+def test_standing_in_ms_ssim_is_in_decibels():
+    lines = report.standing({"bpp": 0.2, "psnr": 31.0, "ms_ssim": 0.975}, [ANCHOR], "ms_ssim").split("\n")
+    assert lines[0] == "at 0.2000 bpp: 16.02 dB (MS-SSIM)"
+    assert lines[1].split() == ["a", "13.01", "dB", "+3.01", "dB"]
+    rates = report.bd_rates(Curve("b", (0.05, 0.1, 0.2, 0.4), ms_ssim=ANCHOR.ms_ssim), [ANCHOR], "ms_ssim").split("\n")
+    assert rates[0].startswith("BD-rate (MS-SSIM) of b") and rates[1].split() == ["a", "-50.0", "%"]
+
+
+def test_what_is_comparable_has_the_metric_and_was_made_for_it():
+    only_psnr, tuned = Curve("p", (0.1, 0.2), (30.0, 31.0)), Curve("x-msssim", (0.1,), (29.0,), (0.9,))
+    assert report.comparable([ANCHOR, only_psnr, tuned], "psnr") == [ANCHOR, only_psnr]
+    assert report.comparable([ANCHOR, only_psnr, tuned], "ms_ssim") == [ANCHOR, tuned]
 
 
 # --- plots -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from eval import metrics
 from models import cli, distortion, weights
@@ -122,14 +123,22 @@ def test_refinement_is_by_it(judged, crop):
         codec.compress(crop(160, 200), refine=1)
 
 
+def test_evaluate_compares_what_it_was_trained_for(judged, tiny_weights, crop, tmp_path, capsys):
+    Image.fromarray(crop(SIDE, SIDE)).save(tmp_path / "a.png")
+    for path, metric in ((judged, " (MS-SSIM)"), (tiny_weights, "")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main("elic", ["evaluate", str(tmp_path / "a.png"), "--weights", str(path), "--anchors"])
+        output = capsys.readouterr().out
+        assert not stopped.value.code and f" dB{metric}\n" in output
+        assert ("elic2022-msssim" in output) == bool(metric) and "vtm" in output
+
+
 def trained(tmp_path, *flags):
     cli.main("elic", ["train", "--train_path", str(tmp_path / "run"), "--lambda", "0.01", *flags])
 
 
 @pytest.fixture
 def photographs(crop, tmp_path):
-    from PIL import Image
-
     for n in range(3):
         Image.fromarray(crop(SIDE + 20, SIDE + 20, 10 * n)).save(tmp_path / f"{n}.png")
     return str(tmp_path / "*.png")
