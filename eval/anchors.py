@@ -94,27 +94,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-f", "--force", action="store_true", help="Replace the file.")
     args = parser.parse_args(arguments)
-    try:
-        return _run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def _run(args) -> int:
     codecs = list(dict.fromkeys(args.codecs.split(",")))
     for name in codecs:
         if name not in classical.CODECS:
-            raise UserError(f"--codecs: there is no {name!r}; choose from {', '.join(classical.CODECS)}")
-    files.check_target(args.output, args.force)
-    paths = files.expand_inputs(args.pictures)
-    curves = measure(paths, codecs)
-    content = {
-        "data": f"{len(paths)} of one's own: {', '.join(path.name for path in paths)}",
-        "how": "means of the pictures' values; bpp counts the whole file",
-        "codecs": curves,
-    }
-    files.atomic_write(args.output, (json.dumps(content, indent=1) + "\n").encode(), args.force)
+            raise SystemExit(f"error: --codecs: there is no {name!r}; choose from {', '.join(classical.CODECS)}")
+    try:
+        files.check_target(args.output, args.force)
+        paths = files.expand_inputs(args.pictures)
+        curves = measure(paths, codecs)
+        content = {
+            "data": f"{len(paths)} of one's own: {', '.join(path.name for path in paths)}",
+            "how": "means of the pictures' values; bpp counts the whole file",
+            "codecs": curves,
+        }
+        files.atomic_write(args.output, (json.dumps(content, indent=1) + "\n").encode(), args.force)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
     for name, curve in curves.items():
         ends = " to ".join(f"{curve['psnr'][n]:.2f} dB at {curve['bpp'][n]:.4f} bpp" for n in (0, -1))
         print(f"{name:24} {ends}")
