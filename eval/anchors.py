@@ -59,12 +59,12 @@ def measure(paths: Sequence[Path], codecs: Sequence[str]) -> dict[str, dict]:
     """
     from tqdm import tqdm
 
-    grid = [(codec, quality) for codec in codecs for quality in qualities(codec)]
-    measured = {point: [] for point in grid}
-    with tqdm(total=len(paths) * len(grid), unit="file", leave=False, disable=None) as bar:
+    grid = {codec: qualities(codec) for codec in codecs}
+    measured = {(codec, quality): [] for codec in codecs for quality in grid[codec]}
+    with tqdm(total=len(paths) * len(measured), unit="file", leave=False, disable=None) as bar:
         for path in paths:
             image = read_image(path)
-            for codec, quality in grid:
+            for codec, quality in measured:
                 one = sweep.measure(_Codec(codec), image, path.name, quality=quality)
                 if not math.isfinite(one.psnr):
                     raise UserError(f"{path}: {codec} keeps it without loss at quality {quality:g}: leave it out")
@@ -72,12 +72,12 @@ def measure(paths: Sequence[Path], codecs: Sequence[str]) -> dict[str, dict]:
                 bar.update()
     result = {}
     for codec in codecs:
-        means = [report.mean(measured[codec, quality]) for quality in qualities(codec)]
+        means = [report.mean(measured[codec, quality]) for quality in grid[codec]]
         curve = {key: [round(mean[key], 5) for mean in means] for key in report.KEYS}
         if not np.all(np.isfinite(curve["ms_ssim"])):
             del curve["ms_ssim"]
         setting = f"Pillow {PIL.__version__}, as eval/classical.py has it"
-        result[classical.CODECS[codec].anchor] = {"setting": setting, "q": qualities(codec), **curve}
+        result[classical.CODECS[codec].anchor] = {"setting": setting, "q": grid[codec], **curve}
     return result
 
 

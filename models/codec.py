@@ -114,7 +114,7 @@ class Codec(tf.keras.Model):
         self.fixed: str | None = None  # the part that `fix` has fixed
         self._refiner: Refiner | None = None
         self.distortion = MSE  # what losses weigh against bits: see `judge_by`
-        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
+        self._track(self.metric_names)
 
     # ---- what a model gives -------------------------------------------------------------------------------------
 
@@ -143,15 +143,19 @@ class Codec(tf.keras.Model):
         """From now on losses are of that distortion, one of `models.distortion.KINDS`.
 
         A filter is fitted by squared errors: the files of weights for another distortion hold none.
+        ValueError if there is no such distortion.
         """
+        if kind not in KINDS:
+            raise ValueError(f"no distortion named {kind}")
         self.distortion = kind
-        if kind == MS_SSIM:
-            self.metric_names = (*type(self).metric_names, "ms_ssim")
-            if self.restores:
-                self.config = dataclasses.replace(self.config, restoration=False)
-        else:
-            self.metric_names = type(self).metric_names
-        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
+        self._track((*type(self).metric_names, *(["ms_ssim"] if kind == MS_SSIM else [])))
+        if self.restores and kind != MSE:
+            self.config = dataclasses.replace(self.config, restoration=False)
+
+    def _track(self, names: Sequence[str]) -> None:
+        """Sets `metric_names`, and what averages them."""
+        self.metric_names = tuple(names)
+        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
     def start_linear(self) -> None:
         """Lets untrained transforms begin as a linear one, where a model can; see `transforms/linear_start.py`."""
@@ -179,11 +183,7 @@ class Codec(tf.keras.Model):
     def from_settings(cls, config, settings: Mapping[str, str]) -> Codec:
         """A codec of a configuration and its `settings`; ValueError or UserError if they are none."""
         codec = cls(config, lmbda=[float(value) for value in settings.get("lambda", "").split(",")])
-        kind = settings.get("distortion", MSE)
-        if kind not in KINDS:
-            raise ValueError(f"no distortion named {kind}")
-        if kind != MSE:
-            codec.judge_by(kind)
+        codec.judge_by(settings.get("distortion", MSE))
         return codec
 
     def transmit(self, coder, images=None, shape=None, **controls):

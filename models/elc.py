@@ -181,8 +181,7 @@ class ELC(Codec):
         if self.variable_rate:
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
-        self.metric_names = METRICS[stage]
-        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in self.metric_names}
+        self._track(METRICS[stage])
         #: What the adversarial stage compares pictures with, see `transforms.deep_features`; None: not at all.
         self.perceptual_features: deep_features.Features | None = None
         c, n = config, config.width

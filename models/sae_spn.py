@@ -207,8 +207,7 @@ class SAESPN(Codec):
         names = ["loss", "bpp", "mse", "psnr", "intermediate"]
         names += ["perceptual"] * (perceptual_features is not None) + ["switches"] * (variant == "sae_spn")
         names += ["adversarial", "discriminator"] * (stage == 2)
-        self.metric_names = tuple(names)
-        self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in names}
+        self._track(names)
 
         self.encoder = sae.Encoder(c.widths, c.latents, c.norm)
         switching = {"sae": ["none"] * 4, "swwae": ["true"] * 4, "sae_spn": ["none"] * 3 + ["predicted"]}[variant]

@@ -61,7 +61,7 @@ def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
     first, second, third = _convolutions(encoder)
     (head,) = _convolutions(code_head)
     of_codes, to_blocks, to_quarters, to_pixels, to_colours = _convolutions(decoder)
-    fine, coarse = (min(48, first.filters // 2), min(192, second.filters // 2, of_codes.filters // 2))
+    fine, coarse = min(48, first.filters // 2), min(192, second.filters // 2, of_codes.filters // 2)
     least = ((to_blocks, 192), (to_quarters, 48), (to_pixels, 3))
     if min(fine, coarse) < 3 or any(layer.filters < channels for layer, channels in least):
         raise UserError("a linear start takes wider transforms: --start random")
@@ -74,7 +74,7 @@ def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
     _hold(second, _with_opposites(_of_opposites(inside)))
     _hold(third, np.eye(2 * coarse)[None, None])
     compared, biases = np.zeros([1, 1, 2 * coarse, 2 * len(pairs)]), np.zeros(2 * len(pairs))
-    summed, scale = np.zeros([1, 1, 2 * len(pairs), 2 * coarse]), np.zeros(2 * coarse)
+    summed = np.zeros([1, 1, 2 * len(pairs), 2 * coarse])
     for k, bits in enumerate(pairs):
         for sign in (0, 1):
             code, half = 2 * k + sign, 2 * bits.component + sign
@@ -82,7 +82,6 @@ def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
             compared[0, 0, half, code] = gain
             biases[code] = -gain * bits.threshold
             summed[0, 0, code, half] = bits.worth
-            scale[half] = 1
     _hold(head, compared, biases)
     # Sums of what bits are worth, components to pixels of 8x8, and these to their places.
     _hold(of_codes, summed)
@@ -148,11 +147,12 @@ def best_bits(count: int, components: int) -> list[Bits]:
     quantisers = [_quantisers(c == 0) for c in range(components)]
     steps, order = np.zeros(components, int), []
     for _ in range(count):
-        errors = [[q[n][0] for n in (steps[c], steps[c] + 1)] for c, q in enumerate(quantisers)]
+        # A component with all of its steps gains nothing by another.
+        errors = [[q[min(n, MOST_STEPS)][0] for n in (steps[c], steps[c] + 1)] for c, q in enumerate(quantisers)]
         gains = deviations**2 * [now - then for now, then in errors]
         chosen = int(np.argmax(gains))
         order.append((chosen, steps[chosen]))
-        steps[chosen] = min(steps[chosen] + 1, MOST_STEPS)
+        steps[chosen] += 1
     result = []
     for c, k in order:
         _, step, levels = quantisers[c][steps[c]]
@@ -163,17 +163,18 @@ def best_bits(count: int, components: int) -> list[Bits]:
 
 @functools.cache
 def _quantisers(gaussian: bool) -> list[tuple[float, float, np.ndarray]]:
-    """Of n steps on each side of 0, for n = 0 to MOST_STEPS + 1, of a magnitude with standard deviation 1: the least
+    """Of n steps on each side of 0, for n = 0 to MOST_STEPS, of a magnitude with standard deviation 1: the least
     squared error, the step, and what it is taken for after 0 to n steps. It is Gaussian, or else Laplacian."""
     places = (np.arange(1000) + 0.5) / 1000
     if gaussian:
         values = np.array([statistics.NormalDist().inv_cdf((1 + p) / 2) for p in places])
     else:
         values = -np.log(1 - places) / np.sqrt(2)
-    return [_quantiser(values, n) for n in range(MOST_STEPS + 2)]
+    return [_quantiser(values, n) for n in range(MOST_STEPS + 1)]
 
 
 def _quantiser(values: np.ndarray, steps: int) -> tuple[float, float, np.ndarray]:
+    """One of `_quantisers`, for magnitudes that are as frequent as these values."""
     best = None
     for step in np.geomspace(0.05, 4, 60):
         level = np.clip(np.floor(values / step + 1 - DEAD_ZONE), 0, steps).astype(int)

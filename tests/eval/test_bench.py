@@ -1,6 +1,5 @@
 """The benchmarks time what they say, for every model of the zoo. How long that takes is no matter here."""
 
-import dataclasses
 import json
 import re
 
@@ -8,12 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from toy import Toy, ToyConfig
 
 from eval import bench, bench_train
 from models import cwic, elic, registry, restoration
-from models.codec import Codec, load
+from models.codec import load
 from models.coding import rans
-from models.coding.tables import NUM_SCALES
 from train.optimizer import FusedAdam, make_optimizer
 
 # --- pictures there and back -------------------------------------------------------------------------------------
@@ -190,35 +189,10 @@ def test_the_preset_of_a_model_is_its_first(monkeypatch):
 # --- training steps ----------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class ToyConfig:
-    """Latent channels."""
+class WatchedToy(Toy):
+    """Remembers the function that noise came from in each trace of a step."""
 
-    channels: int = 4
-
-
-class Toy(Codec):
-    """Two layers and a factorised prior: what has noise and compiles in seconds."""
-
-    stride = (4, 4)
-    uniform: list = []  # the function that noise came from in each trace of a step
-
-    def __init__(self, config, **kwargs):
-        super().__init__(config, **kwargs)
-        self.analysis = tf.keras.layers.Conv2D(config.channels, 4, strides=4, name="analysis")
-        self.synthesis = tf.keras.layers.Conv2DTranspose(3, 4, strides=4, name="synthesis", dtype="float32")
-
-    def prior_channels(self):
-        return self.config.channels
-
-    def analyse(self, images):
-        return 8 * tf.cast(self.analysis(self.normalise(images)), tf.float32)
-
-    def code(self, coder, y, shape):
-        return coder.factorized("y", y, NUM_SCALES, [shape[0], shape[1] // 4, shape[2] // 4, self.config.channels])
-
-    def reconstruct(self, latents):
-        return self.denormalise(self.synthesis(latents / 8))
+    uniform: list = []
 
     def train_step(self, data):
         self.uniform.append(tf.random.uniform)
@@ -228,9 +202,9 @@ class Toy(Codec):
 @pytest.fixture
 def toy(monkeypatch):
     """The entry of a model "toy", which the programs know."""
-    entry = registry.Entry("toy", 255, Toy, ToyConfig, {"small": ToyConfig()})
-    monkeypatch.setattr(Toy, "entry", entry)
-    monkeypatch.setattr(Toy, "uniform", [])
+    entry = registry.Entry("toy", 255, WatchedToy, ToyConfig, {"small": ToyConfig()})
+    monkeypatch.setattr(WatchedToy, "entry", entry)
+    monkeypatch.setattr(WatchedToy, "uniform", [])
     known = registry.get
     monkeypatch.setattr(registry, "get", lambda name: entry if name == "toy" else known(name))
     return entry
@@ -239,7 +213,7 @@ def toy(monkeypatch):
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_steps_are_those_of_train(jit_compile, toy):
     options = bench_train.train_options(2, 16, "bfloat16")
-    codec = bench_train.compiled_codec(lambda: Toy(ToyConfig()), options, jit_compile)
+    codec = bench_train.compiled_codec(WatchedToy, options, jit_compile)
     assert codec.analysis.compute_dtype == "bfloat16"
     assert isinstance(codec.optimizer, FusedAdam)
     assert codec.optimizer.get_config() == make_optimizer(options).get_config()
@@ -253,7 +227,7 @@ def test_steps_are_those_of_train(jit_compile, toy):
 
 def test_an_exported_step_is_that_of_train(toy, tmp_path):
     options = bench_train.train_options(2, 16, "off")
-    bench_train.export(lambda: Toy(ToyConfig()), options, str(tmp_path / "step"))
+    bench_train.export(WatchedToy, options, str(tmp_path / "step"))
     step = json.loads((tmp_path / "step" / "step.json").read_text())
     assert step["batch"] == [2, 16, 16, 3]
     assert step["options"]["clipnorm"] == options.clipnorm and step["learning_rate"] == pytest.approx(1e-4)

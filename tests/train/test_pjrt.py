@@ -23,10 +23,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from toy import Toy
 
-from models import elic, registry, weights
-from models.codec import Codec
-from models.coding.tables import NUM_SCALES
+from models import elic, weights
 from models.errors import UserError
 from train import pjrt, pjrt_options, pjrt_run
 from train.options import FitOptions
@@ -34,37 +33,6 @@ from train.options import FitOptions
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = ROOT / "train" / "pjrt_run.py"
 STEPS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class ToyConfig:
-    """Latent channels."""
-
-    channels: int = 4
-
-
-class Toy(Codec):
-    """Two layers and a factorised prior: compiles in seconds, and has noise, densities and convolutions."""
-
-    stride = (4, 4)
-
-    def __init__(self, config=ToyConfig(), **kwargs):  # noqa: B008
-        super().__init__(config, **kwargs)
-        self.analysis = tf.keras.layers.Conv2D(config.channels, 4, strides=4, name="analysis")
-        self.synthesis = tf.keras.layers.Conv2DTranspose(3, 4, strides=4, name="synthesis", dtype="float32")
-
-    def prior_channels(self):
-        return self.config.channels
-
-    def analyse(self, images):
-        return 8 * tf.cast(self.analysis(self.normalise(images)), tf.float32)
-
-    def code(self, coder, y, shape):
-        y_shape = [shape[0], shape[1] // 4, shape[2] // 4, self.config.channels]
-        return coder.factorized("y", y, NUM_SCALES, y_shape)
-
-    def reconstruct(self, latents):
-        return self.denormalise(self.synthesis(latents / 8))
 
 
 class ShallowElic(elic.ELIC):
@@ -76,9 +44,6 @@ class ShallowElic(elic.ELIC):
         settings = {"strides": 4, "padding": "same"}
         self.analysis = tf.keras.Sequential([conv(6, 5, **settings), conv(config.latents, 5, **settings)])
         self.synthesis = tf.keras.Sequential([transposed(6, 5, **settings), transposed(3, 5, **settings)])
-
-
-Toy.entry = registry.Entry("toy", 255, Toy, ToyConfig, {"base": ToyConfig()})
 
 
 def compiled(codec, rate=1e-3, ema=0.9):
