@@ -7,7 +7,6 @@ decompressing from bytes, and the weights file. See `models/elic.py` for how a m
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import inspect
@@ -20,7 +19,8 @@ from models import registry, restoration, weights
 from models.coding import container, rans, tables
 from models.distortion import KINDS, MS_SSIM, MSE, distortion, ms_ssim
 from models.errors import UserError, one_line
-from models.lambdas import at_quality, check_lambdas, numbers
+from models.flags import Flags
+from models.lambdas import at_quality, check_lambdas
 from models.latents import (
     EntropyModels,
     FloatRate,
@@ -41,20 +41,7 @@ from transforms.gain import STEPS, GainUnit
 CALIBRATION_BATCH = 32
 
 
-@dataclasses.dataclass(frozen=True)
-class StreamCommand:
-    """A subcommand that says something of files without making pictures of them.
-
-    help: one sentence. add_flags: given the parser, adds the command's own flags to --weights. run: given the codec,
-    the parsed flags and the bytes of a file, returns the text to print; raises as `Codec.decompress` does.
-    """
-
-    help: str
-    add_flags: Callable
-    run: Callable[[Codec, argparse.Namespace, bytes], str]
-
-
-class Codec(tf.keras.Model):
+class Codec(Flags, tf.keras.Model):
     """Base of the zoo's codecs.
 
     Args:
@@ -78,7 +65,7 @@ class Codec(tf.keras.Model):
     and `table_rows` (what latents are coded with), `make_rate_control` (what can be asked for besides the picture),
     `symbol_scale` (with `refinable`), `settings` and `from_settings` (what its weights file says of the training),
     labels (`batch`, `check_classes`), what it tells of latents besides a picture (`latent_outputs`,
-    `stream_commands`), and its flags on the command line.
+    `stream_commands`), and its flags on the command line (`models/flags.py`).
     """
 
     stride: tuple[int, int] = (64, 64)
@@ -95,8 +82,6 @@ class Codec(tf.keras.Model):
     gaussians = 0
     #: Side of the tiles in which pictures are worked through, in pixels; None: as `transforms.tiling` sees fit.
     tile: int | None = None
-    #: The model's own subcommands of the command line that read files, by name.
-    stream_commands: dict[str, StreamCommand] = {}
     entry = None  # set by registry.register
 
     def __init__(self, config, lmbda: float | Sequence[float] = 0.01):
@@ -747,92 +732,11 @@ class Codec(tf.keras.Model):
         """A codec for several λ to train, which does at this one's λ what this one does; UserError if there is none."""
         raise UserError(f"weights of one λ of {self.entry.name} cannot go on with {len(lambdas)}")
 
-    # ---- the command line ---------------------------------------------------------------------------------------
-
-    @classmethod
-    def add_train_flags(cls, parser) -> None:
-        """Adds the model's own flags to the parser of `train`."""
-        parser.add_argument(
-            "--lambda",
-            dest="lmbda",
-            type=numbers,
-            metavar="λ[,λ…]",
-            help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. "
-            "Several, with commas between, train one set of weights for all rates from the first to the last. By "
-            "default what the --init_weights were trained with, and 0.01 without them.",
-        )
-
-    @staticmethod
-    def add_start_flag(parser) -> None:
-        """Adds --start, for models with a `start_linear`."""
-        parser.add_argument(
-            "--start",
-            choices=("linear", "random"),
-            default="linear",
-            help="How the transforms begin: linear, as a block transform that already works, from which they learn "
-            "the rest much sooner, or random, as in the paper. Without a meaning if there are --init_weights.",
-        )
-
-    @staticmethod
-    def add_distortion_flag(parser) -> None:
-        """Adds --distortion, for models whose `losses` are of `rate_distortion` alone."""
-        parser.add_argument(
-            "--distortion",
-            choices=KINDS,
-            help="What the loss weighs against bits: squared errors (mse, as in the papers), or 1 - MS-SSIM, brought "
-            "to their scale, so that λ are the same numbers; best from --init_weights trained by mse. By default what "
-            "the --init_weights were trained with, and mse without them.",
-        )
-
-    @staticmethod
-    def add_restoration_flag(parser) -> None:
-        """Adds --restoration, for models whose configuration has it."""
-        parser.add_argument(
-            "--restoration",
-            action="store_true",
-            help="Let files hold a filter for their picture, which is not in the paper and not trained: better pictures"
-            " for some 45 bytes, and a synthesis more when compressing. Some presets have it anyhow.",
-        )
-
-    @classmethod
-    def check_train_flags(cls, args) -> None:
-        """UserError if the model's own flags make no sense; before anything is loaded."""
-        if args.lmbda is not None:
-            check_lambdas(args.lmbda)
-
-    @classmethod
-    def for_training(cls, args) -> Codec:
-        """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
-        if args.init_weights:
-            return cls.begun(args.init_weights, lmbda=args.lmbda)
-        codec = cls(cls.entry.presets[args.preset], **({} if args.lmbda is None else {"lmbda": args.lmbda}))
-        if getattr(args, "start", None) == "linear":
-            codec.start_linear()
-        return codec
-
     @classmethod
     def begun(cls, path, lmbda: float | Sequence[float] | None = None) -> Codec:
         """`load_for_training` of weights of this model. UserError if they are of another."""
         weights.check_model(path, cls.entry.name)
         return load_for_training(path, lmbda=lmbda)
-
-    @classmethod
-    def add_compress_flags(cls, parser, rate) -> None:
-        """Adds the model's own flags to the parser of `compress`; those that set the rate to the group `rate`."""
-        rate.add_argument(
-            "--quality",
-            type=float,
-            metavar="Q",
-            help="For weights of several λ: any number from 1 (smallest files) to the number of λ; the middle by "
-            "default.",
-        )
-
-    def compress_controls(self, args, image: np.ndarray) -> dict:
-        """What the flags of `compress` mean for a picture, uint8 [H, W, 3]: controls of `compress` or `compress_to`."""
-        return {} if getattr(args, "quality", None) is None else {"quality": args.quality}
-
-    def after_compress(self, args, image: np.ndarray, data: bytes) -> None:
-        """Writes what the flags of `compress` ask for besides the file's bytes `data`."""
 
     def check_header(self, header: container.Header) -> None:
         """StreamError unless the stream is of this model and of these weights."""

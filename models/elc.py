@@ -38,9 +38,10 @@ import numpy as np
 import tensorflow as tf
 
 from models import classifier as classifiers
-from models.codec import Codec, StreamCommand
+from models.codec import Codec
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError, one_line
+from models.flags import StreamCommand
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
 from transforms import checkerboard, cheng, deep_features, enhance, hific, linear_start
