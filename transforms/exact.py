@@ -4,7 +4,8 @@ A decoder finds the table row of a symbol with a network. In floating point anot
 algorithm or another thread count gives other low bits, sooner or later another row, and the stream decodes to garbage.
 So the networks that choose rows and means have two forms:
 
-* the **float form**, for training: ordinary convolutions with ReLU between;
+* the **float form**, for training: ordinary convolutions with ReLU between, which compute in bfloat16 where transforms
+  do, but for what gives means and rows;
 * the **integer form**, for coding: 12-bit weights and 8-bit activations carried by float32. While every partial sum
   stays below 2^24 a float32 convolution of integers is exact in any order of summation, so stock kernels do the work
   and all agree. After each layer one multiplication and one rounding bring the accumulator back to 8 bits.
@@ -236,7 +237,10 @@ class EntropyNet(tf.keras.layers.Layer):
         rows: int = 64,
         name: str | None = None,
     ):
-        super().__init__(name=name, dtype="float32")  # float32 under any mixed-precision policy
+        super().__init__(name=name, dtype="float32")  # takes and gives float32 under any mixed-precision policy
+        # Integers of 8 bits replace these activations when coding: bfloat16's 8 are no loss. float16 could overflow.
+        bfloat16 = tf.keras.mixed_precision.global_policy().compute_dtype == "bfloat16"
+        self._hidden_dtype = tf.bfloat16 if bfloat16 else tf.float32
         self.channels = channels
         self.convs = tuple(convs)
         self.output_kind = output
@@ -271,13 +275,15 @@ class EntropyNet(tf.keras.layers.Layer):
                 channels = conv.filters
 
     def call(self, x):
-        """Float form: [B, H, W, C] -> [B, H', W', filters of the last layer]."""
-        x = tf.cast(x, tf.float32)
+        """Float form: [B, H, W, C] -> float32 [B, H', W', filters of the last layer]."""
         for number, (conv, kernel, bias) in enumerate(zip(self.convs, self.kernels, self.biases)):
-            x = conv(x, kernel) + bias
-            if number + 1 < len(self.convs):
+            last = number + 1 == len(self.convs)
+            # A mean of 100 in bfloat16 would be off by a quarter of a symbol.
+            dtype = tf.float32 if last and self.output_kind != Output.FEATURES else self._hidden_dtype
+            x = conv(tf.cast(x, dtype), tf.cast(kernel, dtype)) + tf.cast(bias, dtype)
+            if not last:
                 x = tf.nn.relu(x)
-        return x
+        return tf.cast(x, tf.float32)
 
     def run(self, x: Fixed | tf.Tensor) -> Fixed | tf.Tensor:
         """The integer form of `Fixed` numbers, the float form of a tensor."""

@@ -391,3 +391,41 @@ def test_floats_are_not(everywhere):
     assert any(not np.array_equal(value, results[0]) for value in results)
     for value in results:  # they mean the same
         np.testing.assert_allclose(value, results[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "policy, output, expected",
+    [
+        ("float32", Output.PARAMETERS, ["float32", "float32"]),
+        ("mixed_float16", Output.PARAMETERS, ["float32", "float32"]),
+        ("mixed_bfloat16", Output.PARAMETERS, ["bfloat16", "float32"]),
+        ("mixed_bfloat16", Output.ROWS, ["bfloat16", "float32"]),
+        ("mixed_bfloat16", Output.FEATURES, ["bfloat16", "bfloat16"]),
+    ],
+)
+def test_precision_of_the_float_form(policy, output, expected):
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        net = EntropyNet(3, [Conv(8), Conv(4)], output=output)
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
+    graph = tf.function(net).get_concrete_function(tf.TensorSpec([1, 2, 2, 3])).graph
+    convolutions = [op for op in graph.get_operations() if op.type == "Conv2D"]
+    assert [op.get_attr("T").name for op in convolutions] == expected
+    assert graph.outputs[0].dtype == tf.float32
+    assert all(v.dtype == tf.float32 for v in net.trainable_variables)
+
+
+def test_means_keep_their_digits_in_bfloat16():
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        net = EntropyNet(1, [Conv(1), Conv(2)], output=Output.PARAMETERS)
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
+    net.build()
+    for kernel in net.kernels:
+        kernel.assign(tf.ones_like(kernel))
+    net.biases[-1].assign([100.3, -0.3])
+    np.testing.assert_allclose(net(tf.zeros([1, 1, 1, 1])).numpy().ravel(), [100.3, -0.3], rtol=1e-6)
