@@ -43,7 +43,7 @@ def compiled_codec(build: Callable, options: FitOptions, jit_compile: bool = Fal
 
     build: makes the codec, as of `train.fit.fit`. jit_compile: its step is compiled by XLA, which `train` does not do.
     """
-    from train.fit import precision
+    from train.devices import precision
     from train.optimizer import make_optimizer
 
     with precision(options.mixed_precision):

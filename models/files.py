@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import secrets
 import stat
@@ -154,6 +155,19 @@ def atomic_write(path: PathLike, data: bytes, force: bool = False) -> None:
             _write_and_rename(os.path.realpath(path), data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+def write_json(path: PathLike, value) -> None:
+    """Writes a value as JSON, whole or not at all, over what was there, in a folder that need not exist.
+
+    UserError if that fails.
+    """
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {reason(error)}") from error
+    atomic_write(path, json.dumps(value, indent=2).encode(), force=True)
 
 
 def _write_and_rename(target: str, data: bytes) -> None:

@@ -25,7 +25,8 @@ from models import files
 from models.classifier import SMALL_WIDTHS, Classifier, load
 from models.errors import UserError
 from train import data, labelled
-from train.fit import StopOnNaN, errors_of_users
+from train.callbacks import StopOnNaN
+from train.fit import errors_of_users
 
 PRESETS = {"base": (), "small": SMALL_WIDTHS}
 

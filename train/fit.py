@@ -1,5 +1,4 @@
-"""Trains a codec: picks the devices, builds and compiles, and calls Keras' `Model.fit` with what keeps a long
-run safe.
+"""Trains a codec: builds and compiles it, and calls Keras' `Model.fit` with what keeps a long run safe.
 
     build() ─ compile ─┐
                        ├─ Model.fit ─┬─ backup/            state of the run, for --resume
@@ -19,15 +18,8 @@ import contextlib
 import csv
 import dataclasses
 import json
-import logging
 import os
 import re
-import secrets
-import signal
-import sys
-import threading
-import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -36,28 +28,16 @@ import tensorflow as tf
 
 from models import files, weights
 from models.errors import UserError, one_line
+from train.callbacks import AveragedWeights, Backup, StopOnNaN, TimeBudget
 from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
+from train.devices import data_seed, is_chief, make_strategy, precision, several_workers, verbosity, worker_index
 from train.optimizer import make_optimizer
 from train.options import FitOptions
-
-logger = logging.getLogger(__name__)
 
 # What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
 FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "ema", "mixed_precision")
 
-# What to do about a loss that is not finite.
-RESUME_ADVICE = (
-    "The state of the last good epoch is kept: --resume continues from there, perhaps with a lower --learning_rate"
-)
-
 BEST, FINAL = "best.safetensors", "final.safetensors"
-
-
-class TrainingInterrupted(SystemExit):
-    """Training was stopped by a signal, with its state saved; `code` is what a shell expects (143, 130)."""
-
-    def __init__(self, signum: int):
-        super().__init__(128 + signum)
 
 
 @dataclass(frozen=True)
@@ -124,7 +104,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     if options.batchsize % strategy.num_replicas_in_sync:
         devices = strategy.num_replicas_in_sync
         raise UserError(f"--batchsize {options.batchsize}: cannot be shared among {devices} devices")
-    if options.minutes and _several_workers(strategy):
+    if options.minutes and several_workers(strategy):
         raise UserError("--minutes: several workers would not stop at the same step; give --epochs")
     run = Run(options)
     start_step = run.begin(is_chief(strategy))
@@ -143,7 +123,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
         _make_variables(codec, min(64, options.patchsize))
-    if _several_workers(strategy):
+    if several_workers(strategy):
         # Now that all have the same weights: each draws noise and levels of its own for its share of the batch.
         tf.keras.utils.set_random_seed((seed + start_step + worker_index()) % 2**32)
 
@@ -162,7 +142,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
         return validation_dataset(held_out, options.batchsize, context=context)
 
     backup = Backup(run.path("backup"))
-    with backup.on_signals(save=not _several_workers(strategy)):
+    with backup.on_signals(save=not several_workers(strategy)):
         history = codec.fit(
             strategy.distribute_datasets_from_function(training),
             epochs=options.epochs,
@@ -170,100 +150,10 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
             validation_data=strategy.distribute_datasets_from_function(validation),
             validation_steps=validation_steps(held_out_count, options.batchsize),
             callbacks=run.callbacks(backup, is_chief(strategy)),
-            verbose=_verbosity(strategy),
+            verbose=verbosity(strategy),
         )
     run.finish(codec, calibration, strategy)
     return Trained(codec, history.history, run.path(BEST), run.path(FINAL))
-
-
-# --- devices, precision, optimizer -------------------------------------------------------------------------
-
-
-def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The strategy of a `FitOptions.strategy`.
-
-    Raises:
-      UserError: `multi_worker` without a cluster in TF_CONFIG.
-    """
-    workers = len(_cluster().get("worker", [])) + len(_cluster().get("chief", []))
-    devices = tf.config.list_logical_devices("GPU") if workers < 2 else []
-    if name == "auto":
-        name = "multi_worker" if workers > 1 else "mirrored" if len(devices) > 1 else "one_device"
-    if name == "multi_worker":
-        if not workers:
-            raise UserError("--strategy multi_worker: the environment variable TF_CONFIG names no workers")
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if name == "mirrored":
-        # Without GPUs, TensorFlow takes all logical CPU devices.
-        return tf.distribute.MirroredStrategy([d.name for d in devices] or _names("CPU"))
-    # Not OneDeviceStrategy, which Keras' BackupAndRestore refuses; the default one uses the first GPU.
-    return tf.distribute.get_strategy()
-
-
-def _names(kind: str) -> list[str]:
-    return [device.name for device in tf.config.list_logical_devices(kind)]
-
-
-def _tf_config(part: str) -> dict:
-    """`cluster` (addresses by kind of task) or `task` (this one's) of TF_CONFIG; empty if there is none."""
-    try:
-        return json.loads(os.environ.get("TF_CONFIG") or "{}").get(part, {})
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"the environment variable TF_CONFIG is not what TensorFlow expects: {error}") from error
-
-
-def _cluster() -> dict[str, list[str]]:
-    return _tf_config("cluster")
-
-
-def worker_index() -> int:
-    """The number of this process among those of the cluster in TF_CONFIG that train; a chief is the first."""
-    task = _tf_config("task")
-    before = len(_cluster().get("chief", [])) if task.get("type") == "worker" else 0
-    return before + int(task.get("index", 0))
-
-
-def data_seed(options: FitOptions, strategy: tf.distribute.Strategy) -> int:
-    """What decides order and place of the patches, 0..2**32-1: the same for all workers, which share out one order."""
-    if options.seed is not None:
-        return options.seed
-    if _several_workers(strategy):
-        # They have not met yet, but all know the same addresses.
-        return zlib.crc32(json.dumps(_cluster(), sort_keys=True).encode())
-    return secrets.randbits(32)
-
-
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes files."""
-    return strategy.extended.should_checkpoint
-
-
-def _several_workers(strategy: tf.distribute.Strategy) -> bool:
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def _verbosity(strategy: tf.distribute.Strategy) -> int:
-    """Keras' `verbose`: a progress bar on a terminal, a line per epoch in a file, one worker's only."""
-    if not is_chief(strategy):
-        return 0
-    return 1 if sys.stdout.isatty() else 2
-
-
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    """Layers that are made inside compute in the precision of a `FitOptions.mixed_precision`."""
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(_policy(name))
-    try:
-        yield
-    finally:
-        tf.keras.mixed_precision.set_global_policy(before)
-
-
-def _policy(name: str) -> str:
-    if name == "auto":
-        name = "float16" if tf.config.list_logical_devices("GPU") else "bfloat16"
-    return "float32" if name == "off" else f"mixed_{name}"
 
 
 def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
@@ -341,7 +231,7 @@ class Run:
             raise other_run(self.options.train_path, name, before, now)
 
     def _write_options(self, **facts) -> None:
-        write_json(self.path("options.json"), {**dataclasses.asdict(self.options), **facts})
+        files.write_json(self.path("options.json"), {**dataclasses.asdict(self.options), **facts})
 
     def callbacks(self, backup: Backup, chief: bool) -> list[tf.keras.callbacks.Callback]:
         """Keras' callbacks. Their order matters: nothing is saved of a state that is not finite; what is best
@@ -412,16 +302,6 @@ def identity(codec: tf.keras.Model) -> dict[str, str]:
     }
 
 
-def write_json(path: str, value) -> None:
-    """Writes a file, whole or not at all, in a folder that need not exist. UserError if that fails."""
-    folder = os.path.dirname(path)
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from error
-    files.atomic_write(path, json.dumps(value, indent=2).encode(), force=True)
-
-
 def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:
     """Training patches, uint8 `[N, P, P, 3]`, that `Codec.prepare` gets to see."""
     batches = training_dataset(source, options.calibration, options.patchsize, seed=0)
@@ -444,193 +324,3 @@ def _best_loss(log: str) -> float | None:
             return min((float(row["val_loss"]) for row in csv.DictReader(file)), default=None)
     except (OSError, KeyError, ValueError, TypeError):
         return None
-
-
-# --- callbacks ---------------------------------------------------------------------------------------------
-
-
-class Backup(tf.keras.callbacks.BackupAndRestore):
-    """Saves the state of the run at the end of each epoch, and in the middle of one when a signal arrives.
-
-    Keras' own does the one or the other, as `save_freq` says at the time, and can restore a step within an
-    epoch only if it has begun with a number there.
-
-    Attributes:
-      before_each: called before each save, for what belongs to the state and is not the model's.
-    """
-
-    def __init__(self, backup_dir: str):
-        super().__init__(backup_dir, save_freq=sys.maxsize, delete_checkpoint=False)
-        self.before_each: Callable[[], None] = lambda: None
-        self._signal = 0
-        self._save_on_signal = True
-
-    def on_train_begin(self, logs=None) -> None:
-        """Restores."""
-        super().on_train_begin(logs)
-        self.save_freq = "epoch"
-
-    def on_train_batch_end(self, batch: int, logs=None) -> None:
-        """Saves and raises `TrainingInterrupted`, if a signal has arrived in the middle of an epoch."""
-        # After the last step comes the end of the epoch, with a validation that would be missed otherwise.
-        stop = self._signal and batch + 1 < self.params["steps"]
-        if stop and self._save_on_signal:
-            self.save_freq = 1
-        super().on_train_batch_end(batch, logs)
-        if stop:
-            self._stop()
-
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
-        """Saves, and raises `TrainingInterrupted` if a signal has arrived."""
-        super().on_epoch_end(epoch, logs)
-        if self._signal:
-            self._stop()
-
-    def _backup(self, epoch: int, batch: int = 0) -> None:
-        self.before_each()
-        super()._backup(epoch, batch)
-
-    def _stop(self) -> None:
-        logger.warning("%s: training stopped; --resume continues", signal.Signals(self._signal).name)
-        raise TrainingInterrupted(self._signal)
-
-    @contextlib.contextmanager
-    def on_signals(self, save: bool) -> Iterator[None]:
-        """Stops training at the end of the step in which SIGTERM or SIGINT arrives; a second one kills.
-
-        Args:
-          save: whether to save the state then. Several workers save together or not at all, and need not all
-            get the signal, or in the same step.
-        """
-        self._save_on_signal = save
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python handles signals in the main thread only
-            return
-
-        def note(signum: int, frame) -> None:
-            del frame
-            self._signal = signum
-            signal.signal(signum, before[signum])
-
-        before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-
-class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
-    """Ends training with an error, before anything is saved, when a loss is not finite.
-
-    Keras' own would go on to validate and to save what is not a number over the last good state.
-
-    Args:
-      advice: what the user can do, at the end of the message.
-    """
-
-    def __init__(self, advice: str = RESUME_ADVICE):
-        super().__init__()
-        self._advice = advice
-
-    def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        """Notes the epoch for the message."""
-        del logs
-        self._epoch = epoch
-
-    def on_batch_end(self, batch: int, logs=None) -> None:
-        """Checks the loss.
-
-        Raises:
-          UserError: it is not finite.
-        """
-        super().on_batch_end(batch, logs)
-        if self.model.stop_training:
-            self._give_up(f"the loss at step {batch + 1}")
-
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
-        """Checks the validation loss, which tells of the weights that the last step has left.
-
-        Raises:
-          UserError: it is not finite.
-        """
-        del epoch
-        if not np.isfinite((logs or {}).get("val_loss", 0.0)):
-            self._give_up("the validation loss")
-
-    def _give_up(self, what: str) -> None:
-        raise UserError(f"training diverged: {what} of epoch {self._epoch + 1} is not finite. {self._advice}")
-
-
-class TimeBudget(tf.keras.callbacks.Callback):
-    """Lets the learning rate fall with the time, and ends the training when `options.minutes` are over.
-
-    Args:
-      options: of the run.
-      path: file that keeps the time spent, see `note`.
-      resumed: whether that counts.
-    """
-
-    def __init__(self, options: FitOptions, path: str, resumed: bool):
-        super().__init__()
-        self._options, self._path, self._resumed = options, path, resumed
-
-    def on_train_begin(self, logs=None) -> None:
-        """Starts the clock, or goes on with it."""
-        del logs
-        spent = 0.0
-        if self._resumed:
-            with contextlib.suppress(OSError, ValueError), open(self._path, encoding="utf-8") as file:
-                spent = float(json.load(file))
-        self._begin = time.monotonic() - spent
-
-    def _progress(self) -> float:
-        return min(1.0, (time.monotonic() - self._begin) / (60 * self._options.minutes))
-
-    def on_train_batch_begin(self, batch: int, logs=None) -> None:
-        """Sets the learning rate."""
-        del batch, logs
-        progress, rate = self._progress(), self._options.learning_rate
-        if self._options.schedule == "cosine":
-            rate *= (1 + np.cos(np.pi * progress)) / 2
-        elif progress >= 1 - self._options.drop_share:
-            rate /= 10
-        if self._options.warmup_steps:
-            rate *= min(1.0, (int(self.model.optimizer.iterations) + 1) / self._options.warmup_steps)
-        self.model.optimizer.learning_rate = rate
-
-    def on_train_batch_end(self, batch: int, logs=None) -> None:
-        """Ends the training when the time is up; validation and the end of the epoch still come."""
-        del batch, logs
-        if self._progress() >= 1:
-            self.model.stop_training = True
-
-    def note(self) -> None:
-        """Notes the time spent. To be called whenever the state is saved, in the middle of an epoch as at its end."""
-        write_json(self._path, time.monotonic() - self._begin)
-
-
-class AveragedWeights(tf.keras.callbacks.Callback):
-    """Puts the optimizer's moving average of the weights in place from validation to the end of the epoch.
-
-    So the average is what is validated, and what a `ModelCheckpoint` before this one saves; training goes on
-    with the weights themselves. At the end of training `Model.fit` puts the average in place for good.
-    """
-
-    def on_train_begin(self, logs=None) -> None:
-        """Nothing is put aside yet."""
-        del logs
-        self._weights = None
-
-    def on_test_begin(self, logs=None) -> None:
-        """Puts the weights aside and the average in their place."""
-        del logs
-        variables = self.model.trainable_variables
-        self._weights = [variable.numpy() for variable in variables]
-        self.model.optimizer.finalize_variable_values(variables)
-
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
-        """Puts the weights back."""
-        del epoch, logs
-        for variable, value in zip(self.model.trainable_variables, self._weights):
-            variable.assign(value)

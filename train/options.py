@@ -183,7 +183,8 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     add("ema", "Momentum of a moving average of the weights, such as 0.999; 0 does not average.", type=float)
     add(
         "mixed_precision",
-        "Compute the transforms in 16 bits. Without a value: float16 on GPUs, bfloat16 elsewhere.",
+        "Compute the transforms, and in bfloat16 most of the entropy networks, in 16 bits. Without a value: float16 on "
+        "GPUs, bfloat16 elsewhere.",
         nargs="?",
         const="auto",
         choices=PRECISIONS,

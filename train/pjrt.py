@@ -38,7 +38,8 @@ from models.codec import Codec
 from models.errors import UserError
 from train import pjrt_options, pjrt_run
 from train.data import Crops, Source, open_data
-from train.fit import FINAL, calibration_patches, errors_of_users, other_run, precision
+from train.devices import precision
+from train.fit import FINAL, calibration_patches, errors_of_users, other_run
 from train.optimizer import make_optimizer
 from train.options import FitOptions
 

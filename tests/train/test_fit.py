@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from models import elic
 from models.errors import UserError
-from train import fit
+from train import callbacks, devices, fit
 from train.data import open_data, validation_dataset
 from train.options import FitOptions
 
@@ -43,7 +43,7 @@ def options(tmp_path, pictures):
 def each_step(monkeypatch):
     """Calls functions after each training step with (steps done in this call of fit, model)."""
     functions, done = [], [0]
-    original = fit.StopOnNaN.on_batch_end
+    original = callbacks.StopOnNaN.on_batch_end
 
     def on_batch_end(self, batch, logs=None):
         done[0] += 1
@@ -51,7 +51,7 @@ def each_step(monkeypatch):
             function(done[0], self.model)
         original(self, batch, logs)
 
-    monkeypatch.setattr(fit.StopOnNaN, "on_batch_end", on_batch_end)
+    monkeypatch.setattr(callbacks.StopOnNaN, "on_batch_end", on_batch_end)
     return functions
 
 
@@ -380,7 +380,7 @@ def test_a_time_budget_ends_the_run_and_the_rate_falls_with_the_time(
         options, minutes=10 / 60, epochs=100, schedule=schedule, drop_share=0.25, warmup_steps=warmup
     )
     clock, rates = [1000.0], []
-    monkeypatch.setattr(fit.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
 
     def tick(step, model):
         rates.append(float(model.optimizer.learning_rate))
@@ -401,11 +401,11 @@ def test_a_time_budget_ends_the_run_and_the_rate_falls_with_the_time(
 def test_a_time_budget_goes_on_when_resumed(options, tiny_codec, each_step, monkeypatch, stop):
     options = dataclasses.replace(options, minutes=10 / 60, epochs=100, schedule="cosine")
     clock, rates = [0.0], []
-    monkeypatch.setattr(fit.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
     each_step.append(lambda step, model: clock.__setitem__(0, clock[0] + 1))
     each_step.append(lambda step, model: rates.append(float(model.optimizer.learning_rate)))
     each_step.append(stop_after(stop))
-    with pytest.raises(fit.TrainingInterrupted):
+    with pytest.raises(callbacks.TrainingInterrupted):
         fit.fit(tiny_codec, options)
     clock[0] += 5000  # while it does not run
     fit.fit(tiny_codec, dataclasses.replace(options, resume=True))
@@ -428,6 +428,6 @@ def test_mixed_precision_is_in_force_while_the_codec_is_built(options, tiny_code
 
 
 def test_precision_is_put_back_after_an_error():
-    with pytest.raises(RuntimeError), fit.precision("bfloat16"):
+    with pytest.raises(RuntimeError), devices.precision("bfloat16"):
         raise RuntimeError
     assert tf.keras.mixed_precision.global_policy().name == "float32"

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from models.codec import load
 from models.errors import UserError
-from train import fit
+from train import callbacks, devices, fit
 from train.options import FitOptions
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -125,37 +125,37 @@ def test_workers_share_the_order_of_patches_but_not_the_noise(tmp_path, pictures
 
 def test_the_seed_and_the_number_of_a_worker(monkeypatch):
     options = FitOptions("run", "*.png")
-    monkeypatch.setattr(fit, "_several_workers", lambda strategy: True)
+    monkeypatch.setattr(devices, "several_workers", lambda strategy: True)
     cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
     seeds, numbers = set(), []
     for kind, index in (("chief", 0), ("worker", 0), ("worker", "1")):
         monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
-        seeds.add(fit.data_seed(options, None))
-        numbers.append(fit.worker_index())
-        assert fit.data_seed(dataclasses.replace(options, seed=7), None) == 7
+        seeds.add(devices.data_seed(options, None))
+        numbers.append(devices.worker_index())
+        assert devices.data_seed(dataclasses.replace(options, seed=7), None) == 7
     assert numbers == [0, 1, 2]
     assert len(seeds) == 1 and 0 <= min(seeds) < 2**32
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["b:1", "d:1"]}}))
-    assert fit.data_seed(options, None) not in seeds
+    assert devices.data_seed(options, None) not in seeds
 
 
 def test_only_the_first_worker_writes_the_log(tmp_path):
     run = fit.Run(FitOptions(str(tmp_path), "*.png"))
     for chief in (True, False):
-        callbacks = run.callbacks(fit.Backup(str(tmp_path)), chief)
-        assert any(isinstance(c, tf.keras.callbacks.CSVLogger) for c in callbacks) == chief
+        found = run.callbacks(callbacks.Backup(str(tmp_path)), chief)
+        assert any(isinstance(c, tf.keras.callbacks.CSVLogger) for c in found) == chief
 
 
 def test_which_strategy_is_chosen(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert fit.make_strategy("auto").num_replicas_in_sync == 1
-    assert not fit._several_workers(fit.make_strategy("one_device"))
+    assert devices.make_strategy("auto").num_replicas_in_sync == 1
+    assert not devices.several_workers(devices.make_strategy("one_device"))
     with pytest.raises(UserError, match="TF_CONFIG"):
-        fit.make_strategy("multi_worker")
+        devices.make_strategy("multi_worker")
     for broken in ("{", "[]", '"x"'):
         monkeypatch.setenv("TF_CONFIG", broken)
         with pytest.raises(UserError, match="TF_CONFIG"):
-            fit.make_strategy("auto")
+            devices.make_strategy("auto")
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, pictures):
