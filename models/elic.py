@@ -16,7 +16,8 @@ Ten passes for the whole picture, each parallel over its positions and channels.
 most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
 
 Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/detail.py`), a linear start,
-and a filter for the picture at the end of its file (`models/restoration.py`).
+a second analysis before a file is written (`Codec.analyse_for_file`), and a filter for the picture at the end of its
+file (`models/restoration.py`).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Config:
       input to their output.
     detail: channels of the last group, if that is one of detail channels; 0 in the paper. See `transforms.detail`.
     restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
+    compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
+      files; 0 in the paper. See `Codec.analyse_for_file`.
     """
 
     widths: tuple[int, int, int] = (192, 192, 192)
@@ -70,6 +73,7 @@ class Config:
     parameter_width: int = 384
     detail: int = 0
     restoration: bool = False
+    compensation: float = 0.0
 
     @property
     def latents(self) -> int:
@@ -95,6 +99,7 @@ _SMALL = Config(
     context_widths=(64, 48),
     parameter_width=96,
     restoration=True,
+    compensation=0.7,
 )
 PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
 """`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
@@ -299,6 +304,9 @@ class ELIC(Codec):
 
     def symbol_scale(self, quality=None):
         return tf.ones([]) if quality is None else self.latent_gain.gains(quality)[:, None, None]
+
+    def unrounded(self, analysed, quality=None):
+        return analysed if quality is None else self.latent_inverse_gain(self.latent_gain(analysed, quality), quality)
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
         return self.denormalise(self.synthesise(latents))

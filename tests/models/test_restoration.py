@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from variants import with_config
 
 from models import restoration, tflite, weights
 from models.codec import load
@@ -12,18 +13,10 @@ from models.latents import TableRate
 from models.serving import signatures
 
 
-def with_filters(path, folder):
-    """The codec of a weights file, but its files hold filters."""
-    values, metadata = weights.read(path)
-    config = dataclasses.replace(load(path).config, restoration=True)
-    weights.write(folder / "weights.safetensors", values, {**metadata, "config": weights.config_to_json(config)})
-    return load(folder / "weights.safetensors")
-
-
 @pytest.fixture(scope="module")
 def restoring(tiny_weights, tmp_path_factory):
     """The tiny golden codec, whose files hold filters."""
-    return with_filters(tiny_weights, tmp_path_factory.mktemp("restoring"))
+    return with_config(tiny_weights, tmp_path_factory.mktemp("restoring"), restoration=True)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +194,7 @@ def test_bits_of_a_filter(restoring):
 def sft_pair(golden_weights, tmp_path_factory):
     """The tiny golden SFT, with filters and without."""
     path = golden_weights("sft")
-    return with_filters(path, tmp_path_factory.mktemp("restoring_sft")), load(path)
+    return with_config(path, tmp_path_factory.mktemp("restoring_sft")), load(path, restoration=True)
 
 
 @pytest.mark.parametrize("height, width", [(64, 96), (75, 93)])

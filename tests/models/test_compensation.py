@@ -1,0 +1,103 @@
+"""The second analysis of a picture, before its file is written."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from variants import with_config
+
+from models import weights
+from models.codec import load
+from models.distortion import MS_SSIM
+from models.elic import ELIC, PRESETS
+from transforms.gain import STEPS
+
+MEDIUM = weights.SHIPPED / "elic" / "medium.safetensors"
+
+
+@pytest.fixture(scope="module")
+def compensating(tiny_weights, tmp_path_factory):
+    """The tiny golden codec with a second analysis."""
+    return with_config(tiny_weights, tmp_path_factory.mktemp("compensating"), compensation=0.7)
+
+
+@pytest.fixture(scope="module")
+def medium():
+    return load(MEDIUM)
+
+
+def once(codec, folder):
+    return with_config(codec.path, folder, compensation=0.0)
+
+
+def test_files_are_what_was_estimated(compensating, tiny, crop):
+    image = crop(70, 90)
+    data = compensating.compress(image)
+    estimate, bits = compensating(tf.constant(image[None]))
+    assert np.abs(compensating.decompress(data).astype(float) - estimate[0]).max() <= 0.51
+    assert 8 * len(data) == pytest.approx(float(tf.add_n(list(bits.values()))[0]), rel=0.05, abs=250)
+    assert data != tiny.compress(image)
+    # What reads it need not know of it: the format and the weights are the same.
+    np.testing.assert_array_equal(tiny.decompress(data), compensating.decompress(data))
+
+
+def test_what_is_not_sent_stays_so(medium, crop):
+    images = tf.cast(crop(128, 160)[None], tf.float32)
+    controls = {"quality": tf.constant([3 * STEPS])}
+    first, second = medium.analyse(images, **controls), medium.analyse_for_file(images, controls)
+    size = np.abs(first * medium.symbol_scale(**controls))
+    np.testing.assert_array_equal(second[size <= 0.5], first[size <= 0.5])
+    assert np.mean(np.abs(second - first)[size > 0.5] > 1e-4) > 0.9
+
+
+def test_nothing_is_lost_without_rounding(medium, crop):
+    """What it is for: the synthesis of latents that are not rounded comes closer to the picture."""
+    images = tf.cast(crop(128, 160)[None], tf.float32)
+    controls = {"quality": tf.constant([5 * STEPS])}
+
+    def error(latents):
+        return float(tf.reduce_mean((medium.reconstruct(medium.unrounded(latents, **controls)) - images) ** 2))
+
+    assert error(medium.analyse_for_file(images, controls)) < 0.8 * error(medium.analyse(images, **controls))
+
+
+@pytest.mark.parametrize("level, least", [(3, 0.0), (4, 0.01), (5, 0.02)])
+def test_it_pays(medium, crop, tmp_path, level, least):
+    plain, images = once(medium, tmp_path), tf.cast(crop(192, 256)[None], tf.float32)
+    controls = {"quality": tf.constant([level * STEPS])}
+
+    def loss_and_rate(codec):
+        reconstruction, bits = codec(images, **controls)
+        bpp = tf.add_n(list(bits.values())) / (192 * 256)
+        return float(codec.rate_distortion(images, reconstruction, bpp, **controls)[0]), float(bpp[0])
+
+    (loss, _), (before, rate) = loss_and_rate(medium), loss_and_rate(plain)
+    assert (before - loss) / rate > least
+
+
+def test_refinement_begins_with_one_analysis(compensating, tiny, crop):
+    image = crop(64, 96)
+    assert compensating.compress(image, refine=1) == tiny.compress(image, refine=1)
+
+
+def test_who_compresses_needs_the_synthesis(compensating):
+    assert load(compensating.path, synthesis=False).decodes
+
+
+def test_which_weights_have_it():
+    assert PRESETS["base"].compensation == 0  # the paper's
+    assert load(MEDIUM).compensation == PRESETS["medium"].compensation == 0.7
+    codec = ELIC(dataclasses.replace(PRESETS["small"], widths=(8, 8, 8)))
+    codec.judge_by(MS_SSIM)  # it makes up for squared errors
+    assert codec.compensation == 0
+
+
+def test_training_and_its_validation_analyse_once(compensating, crop, monkeypatch):
+    images = tf.cast(crop(32, 32)[None], tf.float32)
+    trained, calls, analyse = compensating.in_training_form(), [], ELIC.analyse
+    monkeypatch.setattr(ELIC, "analyse", lambda *args, **kwargs: calls.append(1) or analyse(*args, **kwargs))
+    for codec, training, expected in ((trained, True, 1), (trained, False, 1), (compensating, False, 2)):
+        calls.clear()
+        codec(images, training=training)
+        assert len(calls) == expected
