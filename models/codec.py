@@ -654,8 +654,9 @@ class Codec(Flags, tf.keras.Model):
     def trace(self) -> None:
         """Makes graphs of compressing and decompressing, for programs that handle many pictures.
 
-        Takes some ten seconds at the first picture each way, then a third less time for every picture of any size. The
-        bytes are the same; pixels can differ by a level from those without, as fused kernels round differently.
+        Takes some ten seconds at the first picture each way, then a third less time for every picture of any size.
+        Fused kernels round differently: pixels can differ by a level from those without graphs, and so can a symbol or
+        a coefficient here and there, where compressing looks at decoded pixels (filters, compensation).
         """
         images, string, number = (tf.TensorSpec(*spec) for spec in (
             ([None, None, None, 3], tf.uint8), ([], tf.string), ([2], tf.int32)
