@@ -556,10 +556,9 @@ class Codec(Flags, tf.keras.Model):
         stream = rans.RansEncoder(self.coder)
         coder, original = LatentCoder(stream), images
         images, controls = self.pad(images), self.pad_controls(controls)
+        analysed = self.analyse_for_file(images, controls)
         if refine:
-            analysed = self._refine(images, self.analyse_in_tiles(images, controls), refine, controls)
-        else:
-            analysed = self.analyse_for_file(images, controls)
+            analysed = self._refine(images, analysed, refine, controls)
         latents = self.code(coder, analysed, tf.shape(images)[:3], **controls)
         if self.restores:
             self._fit_filter(coder, original, self._picture(latents, None, tf.shape(original)[1:3]), controls)

@@ -76,9 +76,13 @@ def test_it_pays(medium, crop, tmp_path, level, least):
     assert (before - loss) / rate > least
 
 
-def test_refinement_begins_with_one_analysis(compensating, tiny, crop):
-    image = crop(64, 96)
-    assert compensating.compress(image, refine=1) == tiny.compress(image, refine=1)
+def test_refinement_begins_with_what_both_gave(compensating, crop, monkeypatch):
+    given, image = [], crop(64, 96)
+    monkeypatch.setattr(compensating, "_refine", lambda images, analysed, *_: given.append(analysed) or analysed)
+    data = compensating.compress(image, refine=1)
+    images = tf.cast(image[None], tf.float32)
+    np.testing.assert_allclose(given[0], compensating.analyse_for_file(images, {}), atol=1e-5)
+    assert data == compensating.compress(image)
 
 
 def test_who_compresses_needs_the_synthesis(compensating):
