@@ -194,7 +194,7 @@ def test_bits_of_a_filter(restoring):
 def sft_pair(golden_weights, tmp_path_factory):
     """The tiny golden SFT, with filters and without."""
     path = golden_weights("sft")
-    return with_config(path, tmp_path_factory.mktemp("restoring_sft")), load(path, restoration=True)
+    return with_config(path, tmp_path_factory.mktemp("restoring_sft"), restoration=True), load(path)
 
 
 @pytest.mark.parametrize("height, width", [(64, 96), (75, 93)])
