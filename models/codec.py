@@ -566,7 +566,7 @@ class Codec(Flags, tf.keras.Model):
 
     def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:
         if self._refiner is None:
-            self._refiner = Refiner(self, self.in_training_form(), traced=bool(self._traced))
+            self._refiner = Refiner(self, self.in_training_form())
         return self._refiner(images, analysed, steps, controls)
 
     def in_training_form(self) -> Codec:
@@ -662,7 +662,6 @@ class Codec(Flags, tf.keras.Model):
         ))  # fmt: skip
         encode = [images, string, self.rate_control.encode_specs]
         decode = [tf.TensorSpec([None], tf.string), string, number, self.rate_control.decode_specs]
-        self._refiner = None  # one that was made before has no graphs
         self._traced = {
             "encode": tf.function(self._encode, input_signature=encode, autograph=False),
             "decode": tf.function(self._decode, input_signature=decode, autograph=False),
