@@ -44,15 +44,18 @@ class Flags:
     @classmethod
     def add_train_flags(cls, parser) -> None:
         """Adds the model's own flags to the parser of `train`."""
-        parser.add_argument(
-            "--lambda",
-            dest="lmbda",
-            type=numbers,
-            metavar="λ[,λ…]",
-            help="λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. "
+        cls.add_lambda_flag(
+            parser,
+            "λ[,λ…]",
+            "λ of the loss bpp + λ · MSE (MSE on the 0..255 scale): larger is better quality and more bits. "
             "Several, with commas between, train one set of weights for all rates from the first to the last. By "
             "default what the --init_weights were trained with, and 0.01 without them.",
         )
+
+    @staticmethod
+    def add_lambda_flag(parser, metavar: str, help: str) -> None:
+        """Adds --lambda: numbers with commas between."""
+        parser.add_argument("--lambda", dest="lmbda", type=numbers, metavar=metavar, help=help)
 
     @staticmethod
     def add_start_flag(parser) -> None:

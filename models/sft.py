@@ -34,7 +34,6 @@ from models import quality_map as user_maps
 from models.codec import Codec, validation_draws
 from models.coding.tables import NUM_SCALES
 from models.errors import UserError
-from models.lambdas import numbers
 from models.latents import ROW_BIAS, ROW_GAIN
 from models.registry import register
 from transforms import linear_start, quality_maps
@@ -249,12 +248,10 @@ class SFT(Codec):
 
     @classmethod
     def add_train_flags(cls, parser) -> None:
-        parser.add_argument(
-            "--lambda",
-            dest="lmbda",
-            type=numbers,
-            metavar="λ0,λ1",
-            help="λ of the loss bpp + λ · squared error (0..255 scale) at qualities 0 and 1, rising exponentially in "
+        cls.add_lambda_flag(
+            parser,
+            "λ0,λ1",
+            "λ of the loss bpp + λ · squared error (0..255 scale) at qualities 0 and 1, rising exponentially in "
             "between. By default those of the --init_weights, and the paper's without them.",
         )
         cls.add_start_flag(parser)

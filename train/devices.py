@@ -76,6 +76,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether other processes, perhaps on other machines, train the same codec."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 

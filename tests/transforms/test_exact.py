@@ -12,6 +12,7 @@ import pytest
 import scipy.fft
 import tensorflow as tf
 
+from train.devices import precision
 from transforms import checkerboard, exact
 from transforms.exact import (
     EXACT,
@@ -394,22 +395,18 @@ def test_floats_are_not(everywhere):
 
 
 @pytest.mark.parametrize(
-    "policy, output, expected",
+    "name, output, expected",
     [
-        ("float32", Output.PARAMETERS, ["float32", "float32"]),
-        ("mixed_float16", Output.PARAMETERS, ["float32", "float32"]),
-        ("mixed_bfloat16", Output.PARAMETERS, ["bfloat16", "float32"]),
-        ("mixed_bfloat16", Output.ROWS, ["bfloat16", "float32"]),
-        ("mixed_bfloat16", Output.FEATURES, ["bfloat16", "bfloat16"]),
+        ("off", Output.PARAMETERS, ["float32", "float32"]),
+        ("float16", Output.PARAMETERS, ["float32", "float32"]),
+        ("bfloat16", Output.PARAMETERS, ["bfloat16", "float32"]),
+        ("bfloat16", Output.ROWS, ["bfloat16", "float32"]),
+        ("bfloat16", Output.FEATURES, ["bfloat16", "bfloat16"]),
     ],
 )
-def test_precision_of_the_float_form(policy, output, expected):
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(policy)
-    try:
+def test_precision_of_the_float_form(name, output, expected):
+    with precision(name):
         net = EntropyNet(3, [Conv(8), Conv(4)], output=output)
-    finally:
-        tf.keras.mixed_precision.set_global_policy(before)
     graph = tf.function(net).get_concrete_function(tf.TensorSpec([1, 2, 2, 3])).graph
     convolutions = [op for op in graph.get_operations() if op.type == "Conv2D"]
     assert [op.get_attr("T").name for op in convolutions] == expected
@@ -419,7 +416,7 @@ def test_precision_of_the_float_form(policy, output, expected):
 
 def test_means_keep_their_digits_in_bfloat16():
     before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    tf.keras.mixed_precision.set_global_policy("bfloat16")
     try:
         net = EntropyNet(1, [Conv(1), Conv(2)], output=Output.PARAMETERS)
     finally:
