@@ -71,6 +71,8 @@ class Config:
     sft_width: hidden channels of an SFT layer.
     sft_kernel: kernel size of an SFT layer.
     restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
+    compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
+      files; 0 in the paper. See `Codec.analyse_for_file`.
     """
 
     widths: tuple[int, int, int, int] = (48, 96, 192, 192)
@@ -85,6 +87,7 @@ class Config:
     sft_kernel: int = 3
     quality_gain: float = 2.2
     restoration: bool = False
+    compensation: float = 0.0
 
 
 PRESETS = {
@@ -101,6 +104,7 @@ PRESETS = {
         pixel_condition_widths=(16,),
         sft_width=16,
         restoration=True,
+        compensation=0.7,
     ),
 }
 
@@ -165,11 +169,7 @@ class SFT(Codec):
 
         quality_map: that of `analyse`. Only the encoder has it.
         """
-        z = None
-        if y is not None:
-            coarse_map = pad_to_multiple(tf.nn.avg_pool2d(quality_map, 16, 16, "VALID"), 4)
-            z = tf.cast(self.hyper_analysis(pad_to_multiple(y, 4), coarse_map), tf.float32)
-            z = LATENT_SCALE * tf.concat([z, tf.nn.avg_pool2d(coarse_map, 4, 4, "VALID") - 0.5], -1)
+        z = None if y is None else self.hyper_latent(y, quality_map)
         rows, columns = shape[1] // 16, shape[2] // 16
         z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.prior_channels()]
         z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
@@ -178,6 +178,12 @@ class SFT(Codec):
         parameters = spatially(lambda x: x[:, :rows, :columns], parameters)
         y_hat = coder.gaussian("y", None if y is None else scale * y, parameters) / scale
         return y_hat, z_hat
+
+    def hyper_latent(self, y: tf.Tensor, quality_map: tf.Tensor) -> tf.Tensor:
+        """z before it is rounded, [B, rows / 4, columns / 4, N + 1], of y and the map of `analyse`."""
+        coarse_map = pad_to_multiple(tf.nn.avg_pool2d(quality_map, 16, 16, "VALID"), 4)
+        z = tf.cast(self.hyper_analysis(pad_to_multiple(y, 4), coarse_map), tf.float32)
+        return LATENT_SCALE * tf.concat([z, tf.nn.avg_pool2d(coarse_map, 4, 4, "VALID") - 0.5], -1)
 
     def latent_scale(self, z_hat: tf.Tensor, rows, columns) -> tf.Tensor:
         """What y is multiplied by before it is rounded, [B, rows, columns, 1]: the finer, the higher the quality is.
@@ -243,6 +249,9 @@ class SFT(Codec):
     def symbol_scale(self, quality_map):
         coarse_map = tf.nn.avg_pool2d(quality_map, 16, 16, "VALID")
         return LATENT_SCALE * tf.exp(self.config.quality_gain * (coarse_map - 0.5))
+
+    def unrounded(self, analysed, quality_map):
+        return analysed, self.hyper_latent(analysed, quality_map)
 
     # ---- the command line -------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from train.options import FitOptions
+from train.soap import SOAP
 
 schedules = tf.keras.optimizers.schedules
 
@@ -41,11 +42,12 @@ class FusedAdam(tf.keras.optimizers.Adam):
 
 
 def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
-    """Adam, clipped and averaged as the settings say; under a time budget `TimeBudget` sets its learning rate.
+    """Adam or SOAP, clipped and averaged as the settings say; under a time budget `TimeBudget` sets its learning rate.
 
     `Model.compile` wraps it for loss scaling where the model computes in float16.
     """
-    return FusedAdam(
+    kind = {"adam": FusedAdam, "soap": SOAP}[options.optimizer]
+    return kind(
         options.learning_rate if options.minutes else make_schedule(options),
         global_clipnorm=options.clipnorm or None,
         use_ema=options.ema > 0,

@@ -14,6 +14,7 @@ from models.errors import UserError
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 SCHEDULES = ("drop", "cosine")
 PRECISIONS = ("off", "auto", "float16", "bfloat16")
+OPTIMIZERS = ("adam", "soap")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class FitOptions:
       minutes: train for so long instead of `epochs`; the learning rate falls with the time.
       validation_steps: batches to validate on, at most.
       calibration: training patches that the integers and tables of a weights file are fitted to.
-      learning_rate: Adam's learning rate, at the start.
+      optimizer: `adam`, or `soap`, which learns more of each step and takes longer for it: see `train.soap`.
+      learning_rate: the optimizer's learning rate, at the start.
       schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
         along a half cosine).
       drop_share: the last part of the training that `drop` runs at a tenth of the rate, 0..1.
@@ -70,6 +72,7 @@ class FitOptions:
     steps_per_epoch: int = 1000
     minutes: float | None = None
     validation_steps: int = 8
+    optimizer: str = "adam"
     learning_rate: float = 1e-4
     schedule: str = "drop"
     drop_share: float = 0.1
@@ -108,7 +111,12 @@ class FitOptions:
             raise UserError(f"--ema {self.ema}: must be at least 0 and below 1")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed}: must be at least 0 and below 2**32")
-        choices = {"schedule": SCHEDULES, "mixed_precision": PRECISIONS, "strategy": STRATEGIES}
+        choices = {
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "mixed_precision": PRECISIONS,
+            "strategy": STRATEGIES,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)}: must be one of {', '.join(known)}")
@@ -171,7 +179,12 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         "them shows costs bits: take one of each picture, if there is time.",
         type=int,
     )
-    add("learning_rate", "Learning rate of Adam.", type=float)
+    add(
+        "optimizer",
+        "Adam, or SOAP: Adam in the eigenbases of the gradients, whose steps take longer and bring more.",
+        choices=OPTIMIZERS,
+    )
+    add("learning_rate", "Learning rate of the optimizer.", type=float)
     add(
         "schedule",
         "How the learning rate ends: drop to a tenth for the last steps, or fall along a cosine to 0.",

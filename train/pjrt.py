@@ -40,7 +40,7 @@ from train import pjrt_options, pjrt_run
 from train.data import Crops, Source, open_data
 from train.devices import precision
 from train.fit import FINAL, calibration_patches, errors_of_users, other_run
-from train.optimizer import make_optimizer
+from train.optimizer import FusedAdam, make_optimizer
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
@@ -454,9 +454,10 @@ def _export(directory: str, build: Callable[[], Codec], options: FitOptions) -> 
         tf.keras.utils.set_random_seed(options.seed)
     with precision(options.mixed_precision):
         codec = build()
-    # The same optimizer as under TensorFlow, but for the learning rate, which the runner sets.
-    settings = make_optimizer(options).get_config() | {"learning_rate": options.learning_rate}
-    codec.compile(optimizer=tf.keras.optimizers.Adam.from_config(settings))
+    # The same optimizer as under TensorFlow, but for the learning rate, which the runner sets, and for Adam's one kernel.
+    optimizer = make_optimizer(options)
+    kind = tf.keras.optimizers.Adam if isinstance(optimizer, FusedAdam) else type(optimizer)
+    codec.compile(optimizer=kind.from_config(optimizer.get_config() | {"learning_rate": options.learning_rate}))
     shape = (options.batchsize, options.patchsize, options.patchsize, 3)
     export(codec, shape, directory, seed=options.seed or 0, options=_facts(options))
 
@@ -475,8 +476,9 @@ def _check_same(directory: str, options: FitOptions, codec: Codec) -> None:
         meta = pjrt_run.Step(directory).meta
     except pjrt_run.Failure as error:
         raise UserError(str(error)) from error
-    names = ("batchsize", "patchsize", "clipnorm", "ema", "mixed_precision")
-    before = {f"--{name}": meta["options"].get(name) for name in names} | meta["settings"]
+    names = ("batchsize", "patchsize", "optimizer", "clipnorm", "ema", "mixed_precision")
+    facts = {"optimizer": "adam"} | meta["options"]  # which was the only one once
+    before = {f"--{name}": facts.get(name) for name in names} | meta["settings"]
     now = {f"--{name}": getattr(options, name) for name in names} | codec.settings()
     before["configuration"], now["configuration"] = meta["config"], weights.config_to_json(codec.config)
     for name, value in now.items():
