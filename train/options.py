@@ -72,7 +72,6 @@ class FitOptions:
     steps_per_epoch: int = 1000
     minutes: float | None = None
     validation_steps: int = 8
-    optimizer: str = "adam"
     learning_rate: float = 1e-4
     schedule: str = "drop"
     drop_share: float = 0.1
@@ -85,6 +84,7 @@ class FitOptions:
     seed: int | None = None
     labelled: str | None = None
     calibration: int = 256
+    optimizer: str = "adam"
 
     def __post_init__(self) -> None:
         """Refuses what cannot work.

@@ -454,7 +454,7 @@ def _export(directory: str, build: Callable[[], Codec], options: FitOptions) -> 
         tf.keras.utils.set_random_seed(options.seed)
     with precision(options.mixed_precision):
         codec = build()
-    # The same optimizer as under TensorFlow, but for the learning rate, which the runner sets, and for Adam's one kernel.
+    # The same optimizer as under TensorFlow, but for the learning rate, which the runner sets, and Adam's one kernel.
     optimizer = make_optimizer(options)
     kind = tf.keras.optimizers.Adam if isinstance(optimizer, FusedAdam) else type(optimizer)
     codec.compile(optimizer=kind.from_config(optimizer.get_config() | {"learning_rate": options.learning_rate}))

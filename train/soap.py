@@ -108,13 +108,18 @@ class SOAP(tf.keras.optimizers.Optimizer):
         variable.assign_sub(tf.cast(self.learning_rate, variable.dtype) * update)
 
     def _renew(self, sides, covariances, bases, momentum, velocity) -> bool:
-        """Makes the bases of a variable those of its covariances, and expresses Adam's slots in them."""
+        """Makes the bases of a variable those of its covariances, and expresses Adam's slots in them.
+
+        The paper takes a step of orthogonal iteration (QR) for the eigenvectors, in half of the time. Where gradients are
+        next to nothing in float32, as of channels that a ReLU has closed, its columns were no basis after a hundred
+        steps of ELIC `medium`, and a kernel moved by 10^5 learning rates.
+        """
         m, v = tf.convert_to_tensor(momentum), tf.convert_to_tensor(velocity)
         for side, basis in bases.items():
             old, new = tf.convert_to_tensor(basis), tf.linalg.eigh(covariances[side])[1]
             basis.assign(new)
-            # Squares go along with what they are the squares of, as if coordinates had nothing to do with each other. The
-            # paper leaves them where they are, though eigenvectors of eigenvalues that are close turn freely.
+            # Squares go along with what they are the squares of, as if coordinates had nothing to do with each other.
+            # The paper leaves them where they are, though eigenvectors of eigenvalues that are close turn freely.
             change = tf.matmul(old, new, transpose_a=True)
             m = _turn(m, sides, side, change)
             v = _turn(v, sides, side, tf.square(change))

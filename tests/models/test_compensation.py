@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 from variants import with_config
 
-from models import weights
+from models import sft, weights
 from models.codec import load
 from models.distortion import MS_SSIM
 from models.elic import ELIC, PRESETS
 from transforms.gain import STEPS
 
-MEDIUM = weights.SHIPPED / "elic" / "medium.safetensors"
+MEDIUM, SFT = (weights.SHIPPED / name for name in ("elic/medium.safetensors", "sft/small.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,10 @@ def medium():
     return load(MEDIUM)
 
 
-def once(codec, folder):
-    return with_config(codec.path, folder, compensation=0.0)
-
-
-def test_files_are_what_was_estimated(compensating, tiny, crop):
-    image = crop(70, 90)
+@pytest.mark.parametrize("model", ["elic", "sft"])
+def test_files_are_what_was_estimated(model, golden_weights, tmp_path, crop):
+    tiny, image = load(golden_weights(model)), crop(70, 90)
+    compensating = with_config(tiny.path, tmp_path, compensation=0.7)
     data = compensating.compress(image)
     estimate, bits = compensating(tf.constant(image[None]))
     assert np.abs(compensating.decompress(data).astype(float) - estimate[0]).max() <= 0.51
@@ -62,17 +60,20 @@ def test_nothing_is_lost_without_rounding(medium, crop):
     assert error(medium.analyse_for_file(images, controls)) < 0.8 * error(medium.analyse(images, **controls))
 
 
-@pytest.mark.parametrize("level, least", [(3, 0.0), (4, 0.01), (5, 0.02)])
-def test_it_pays(medium, crop, tmp_path, level, least):
-    plain, images = once(medium, tmp_path), tf.cast(crop(192, 256)[None], tf.float32)
-    controls = {"quality": tf.constant([level * STEPS])}
+@pytest.mark.parametrize(
+    "path, quality, least", [(MEDIUM, 4, 0.0), (MEDIUM, 5, 0.01), (MEDIUM, 6, 0.02), (SFT, 0.8, 0.0), (SFT, 1, 0.02)]
+)
+def test_it_pays(crop, tmp_path, path, quality, least):
+    codec, images = load(path), tf.cast(crop(192, 256)[None], tf.float32)
+    plain = with_config(path, tmp_path, compensation=0.0)
+    _, controls = codec.rate_control.of_wish([1, 192, 256], quality=quality)
 
     def loss_and_rate(codec):
         reconstruction, bits = codec(images, **controls)
         bpp = tf.add_n(list(bits.values())) / (192 * 256)
         return float(codec.rate_distortion(images, reconstruction, bpp, **controls)[0]), float(bpp[0])
 
-    (loss, _), (before, rate) = loss_and_rate(medium), loss_and_rate(plain)
+    (loss, _), (before, rate) = loss_and_rate(codec), loss_and_rate(plain)
     assert (before - loss) / rate > least
 
 
@@ -92,6 +93,8 @@ def test_who_compresses_needs_the_synthesis(compensating):
 def test_which_weights_have_it():
     assert PRESETS["base"].compensation == 0  # the paper's
     assert load(MEDIUM).compensation == PRESETS["medium"].compensation == 0.7
+    assert sft.PRESETS["base"].compensation == 0
+    assert load(SFT).compensation == sft.PRESETS["small"].compensation == 0.7
     codec = ELIC(dataclasses.replace(PRESETS["small"], widths=(8, 8, 8)))
     codec.judge_by(MS_SSIM)  # it makes up for squared errors
     assert codec.compensation == 0

@@ -145,6 +145,7 @@ def test_validation_loss_is_that_of_the_held_out_patches(options, tiny_codec):
         ({}, 6),
         ({}, STEPS),  # in the last step of an epoch, which then ends as always
         (dict(schedule="cosine", crops_per_image=2, ema=0.8), 5),
+        (dict(optimizer="soap"), 6),
     ],
 )
 def test_a_resumed_run_ends_as_if_never_stopped(options, tiny_codec, each_step, tmp_path, change, stop, caplog):
@@ -203,7 +204,7 @@ def test_a_run_is_not_overwritten_or_mixed_up(options, tiny_codec):
     fit.fit(tiny_codec, options)
     with pytest.raises(UserError, match="--resume"):
         fit.fit(tiny_codec, options)
-    for change in (dict(steps_per_epoch=5), dict(batchsize=4), dict(ema=0.5)):
+    for change in (dict(steps_per_epoch=5), dict(batchsize=4), dict(ema=0.5), dict(optimizer="soap")):
         with pytest.raises(UserError, match=f"--{next(iter(change))}"):
             fit.fit(tiny_codec, dataclasses.replace(options, resume=True, **change))
 

@@ -21,7 +21,7 @@ def parse(*arguments: str) -> FitOptions:
 def test_flags_are_the_fields():
     assert parse("--train_glob=*.png", "--lambda=1") == FitOptions("/tmp/train_x", "*.png")
     given = FitOptions("p", None, "clic", "v", 3, 4, 5, 6.0, 7, 8, 1.5, 9, 0.1, "cosine", 0.2, 25, 0.3, 0.4, "float16")
-    given = dataclasses.replace(given, strategy="mirrored", resume=True, seed=1, calibration=11)
+    given = dataclasses.replace(given, strategy="mirrored", resume=True, seed=1, calibration=11, optimizer="soap")
     flags = []
     for name, value in dataclasses.asdict(given).items():
         if value is True:
@@ -59,6 +59,7 @@ def test_mixed_precision_needs_no_value():
         dict(ema=1.0),
         dict(minutes=0.0),
         dict(seed=-1),
+        dict(optimizer="sgd"),
         dict(schedule="linear"),
         dict(mixed_precision="float64"),
         dict(strategy="tpu"),

@@ -78,6 +78,17 @@ def test_two_devices_take_the_first_step_of_one(tmp_path, pictures, codec):
             assert trained.decompress(trained.compress(picture)).shape == picture.shape
 
 
+def test_soap_on_two_devices_loses_what_it_loses_on_one(tmp_path, pictures):
+    options = dict(train_glob=pictures, epochs=2, steps_per_epoch=3, optimizer="soap")
+    one = start(tmp_path / "one", tmp_path / "one.npz", 1, strategy="one_device", **options)
+    two = start(tmp_path / "two", tmp_path / "two.npz", 2, strategy="mirrored", **options)
+    finish(one), finish(two)
+    with np.load(tmp_path / "one.npz") as first, np.load(tmp_path / "two.npz") as second:
+        assert (first["replicas"], second["replicas"]) == (1, 2)
+        for name in ("loss", "val_loss"):
+            np.testing.assert_allclose(first[name], second[name], rtol=1e-3)
+
+
 def start_two(tmp_path, **options) -> list[subprocess.Popen]:
     """Starts two workers of one training, with the results worker0.npz and worker1.npz."""
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
