@@ -110,9 +110,9 @@ class SOAP(tf.keras.optimizers.Optimizer):
     def _renew(self, sides, covariances, bases, momentum, velocity) -> bool:
         """Makes the bases of a variable those of its covariances, and expresses Adam's slots in them.
 
-        The paper takes a step of orthogonal iteration (QR) towards the eigenvectors, which was no faster. Where gradients
-        are next to nothing in float32, as of channels that a ReLU has closed, its columns were no basis after a hundred
-        steps of ELIC `medium`, and a kernel moved by 10^5 learning rates.
+        The paper takes a step of orthogonal iteration (QR) towards the eigenvectors, which was no faster. Where
+        gradients are next to nothing in float32, as of channels that a ReLU has closed, its columns were no basis after
+        a hundred steps of ELIC `medium`, and a kernel moved by 10^5 learning rates.
         """
         m, v = tf.convert_to_tensor(momentum), tf.convert_to_tensor(velocity)
         for side, basis in bases.items():
