@@ -43,7 +43,7 @@ class FitOptions:
       minutes: train for so long instead of `epochs`; the learning rate falls with the time.
       validation_steps: batches to validate on, at most.
       calibration: training patches that the integers and tables of a weights file are fitted to.
-      optimizer: `adam`, or `soap`, which learns more of each step and takes longer for it: see `train.soap`.
+      optimizer: `adam`, or `soap`, whose steps take longer and for some trainings bring more: see `train.soap`.
       learning_rate: the optimizer's learning rate, at the start.
       schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
         along a half cosine).
@@ -181,7 +181,7 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     )
     add(
         "optimizer",
-        "Adam, or SOAP: Adam in the eigenbases of the gradients, whose steps take longer and bring more.",
+        "Adam, or SOAP: Adam in the eigenbases of the gradients, whose steps take longer and sometimes bring more.",
         choices=OPTIMIZERS,
     )
     add("learning_rate", "Learning rate of the optimizer.", type=float)

@@ -20,7 +20,7 @@ import tensorflow as tf
 SIDES = 3
 
 
-class SOAP(tf.keras.optimizers.Optimizer):
+class SOAP(tf.keras.optimizers.Adam):
     """Adam, each variable turned into the eigenbases of the covariances of its gradients.
 
     Variables of one dimension, and sides of length 1 or above `max_side`, are not turned; where nothing is, this is
@@ -32,7 +32,7 @@ class SOAP(tf.keras.optimizers.Optimizer):
       beta_covariance: momentum of the covariances.
       refresh: steps between two renewals of a variable's bases; those of different variables come at different steps.
       max_side: the work of a side grows with the square of its length, and that of a renewal with the third power.
-      **kwargs: as of Keras' `Optimizer`: clipping, averaging.
+      **kwargs: as of Keras' Adam: clipping, averaging. There is no `amsgrad`.
     """
 
     def __init__(
@@ -47,18 +47,15 @@ class SOAP(tf.keras.optimizers.Optimizer):
         name: str = "SOAP",
         **kwargs,
     ):
-        super().__init__(name=name, **kwargs)
-        self._learning_rate = self._build_learning_rate(learning_rate)
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, name=name, **kwargs)
         self.beta_covariance, self.refresh, self.max_side = beta_covariance, refresh, max_side
 
     def build(self, var_list):
         """See Keras' `Optimizer`. Adam's slots are in the bases of the moment."""
+        built = getattr(self, "_built", False)
         super().build(var_list)
-        if getattr(self, "_built", False):
+        if built:
             return
-        self._momentums = [self.add_variable_from_reference(v, "m") for v in var_list]
-        self._velocities = [self.add_variable_from_reference(v, "v") for v in var_list]
         # A list for each side, in the order of the variables as all slots of Keras' optimizers are; None: not turned.
         for side in range(SIDES):
             lengths = [dict(self._turned(v)).get(side) for v in var_list]
@@ -68,7 +65,6 @@ class SOAP(tf.keras.optimizers.Optimizer):
                     for v, n in zip(var_list, lengths)
                 ]
                 setattr(self, f"_{kind}{side}", slots)
-        self._built = True
 
     def _sides(self, variable) -> list[int]:
         shape = variable.shape.as_list()
@@ -84,18 +80,20 @@ class SOAP(tf.keras.optimizers.Optimizer):
     @tf.autograph.experimental.do_not_convert
     def update_step(self, gradient, variable):
         """See Keras' `Optimizer`."""
+        sides, turned = self._sides(variable), [side for side, _ in self._turned(variable)]
+        if not turned:
+            super().update_step(gradient, variable)
+            return
         index = self._index_dict[self._var_key(variable)]
         momentum, velocity = self._momentums[index], self._velocities[index]
-        sides, turned = self._sides(variable), [side for side, _ in self._turned(variable)]
         covariances = {side: getattr(self, f"_covariances{side}")[index] for side in turned}
         bases = {side: getattr(self, f"_bases{side}")[index] for side in turned}
         gradient = tf.convert_to_tensor(gradient)  # of one that is sparse, too
         for side in turned:
             own = _covariance(gradient, sides, side)
             covariances[side].assign_add((own - covariances[side]) * (1.0 - self.beta_covariance))
-        if turned:
-            due = tf.equal((self.iterations + index) % self.refresh, 0) | tf.equal(self.iterations, 0)
-            tf.cond(due, lambda: self._renew(sides, covariances, bases, momentum, velocity), lambda: False)
+        due = tf.equal((self.iterations + index) % self.refresh, 0) | tf.equal(self.iterations, 0)
+        tf.cond(due, lambda: self._renew(sides, covariances, bases, momentum, velocity), lambda: False)
         for side in turned:
             gradient = _turn(gradient, sides, side, bases[side])
         step = tf.cast(self.iterations + 1, variable.dtype)
@@ -129,9 +127,8 @@ class SOAP(tf.keras.optimizers.Optimizer):
 
     def get_config(self):
         """See Keras' `Optimizer`."""
-        names = ("beta_1", "beta_2", "epsilon", "beta_covariance", "refresh", "max_side")
-        own = {name: getattr(self, name) for name in names}
-        return {**super().get_config(), "learning_rate": self._serialize_hyperparameter(self._learning_rate), **own}
+        own = {name: getattr(self, name) for name in ("beta_covariance", "refresh", "max_side")}
+        return {**super().get_config(), **own}
 
 
 def _around(sides: list[int], side: int) -> tuple[int, int, int]:
@@ -154,8 +151,7 @@ def _turn(x: tf.Tensor, sides: list[int], side: int, basis: tf.Tensor, back: boo
     before, n, after = _around(sides, side)
     if after == 1:
         turned = tf.matmul(tf.reshape(x, [before, n]), basis, transpose_b=back)
-    elif before == 1:
-        turned = tf.matmul(basis, tf.reshape(x, [n, after]), transpose_a=not back)
     else:
-        turned = tf.matmul(basis, tf.reshape(x, [before, n, after]), transpose_a=not back)
+        inner = [n, after] if before == 1 else [before, n, after]
+        turned = tf.matmul(basis, tf.reshape(x, inner), transpose_a=not back)
     return tf.reshape(turned, x.shape)
