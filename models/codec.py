@@ -243,7 +243,12 @@ class Codec(Flags, tf.keras.Model):
         shape = tf.shape(images)
         controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
         padded = self.pad(images)
-        analysed = self.analyse_for_file(padded, controls) if coder.exact else self.analyse(padded, **controls)
+        if training and self.fixed != "encoder":
+            analysed = self.analyse(padded, **controls)
+        else:
+            analysed = self.analyse_for_file(padded, controls)
+        if self.fixed == "encoder":  # the synthesis has a part in a second analysis, and no gradient goes there
+            analysed = tf.nest.map_structure(tf.stop_gradient, analysed)
         reconstruction = self.reconstruct(self.code(coder, analysed, tf.shape(padded)[:3], **controls))
         reconstruction = reconstruction[:, : shape[1], : shape[2]]
         if self.restores and coder.exact:
@@ -431,7 +436,7 @@ class Codec(Flags, tf.keras.Model):
             for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
                 pictures = self.pad(tf.cast(np.asarray(images)[batch], tf.float32))
                 chosen = self.pad_controls({name: tf.constant(value[batch]) for name, value in controls.items()})
-                self.transmit(coder, pictures, **chosen)
+                self.code(coder, self.analyse_for_file(pictures, chosen), tf.shape(pictures)[:3], **chosen)
 
         with exact.calibrating(self.submodules):
             show_all(TableRate(self.bank))
