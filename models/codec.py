@@ -371,11 +371,12 @@ class Codec(Flags, tf.keras.Model):
     def test_step(self, data):
         return self._update(self.losses(self.batch(data), training=False))
 
-    def fix(self, part: str) -> None:
+    def fix(self, part: str | None) -> None:
         """From now on trains one half for the other, each with what only works for one half.
 
         part: the half that stays. "encoder": all others learn from latents rounded as in files, see `HardRate`;
           "decoder", which is all but `encoder_parts`: these learn from latents that are rounded softly, see `SoftRate`.
+          None: none stays.
         """
         self.fixed = part
 

@@ -325,19 +325,13 @@ class ELIC(Codec):
         cls.add_start_flag(parser)
         cls.add_distortion_flag(parser)
         cls.add_restoration_flag(parser)
+        cls.add_fix_flag(parser)
         parser.add_argument(
             "--detail",
             type=int,
             metavar="N",
             help="Add N detail channels, which are not in the paper, to --init_weights that have none: they begin with "
             "no say, and let high rates reach a better quality.",
-        )
-        parser.add_argument(
-            "--fix",
-            choices=("encoder", "decoder"),
-            help="Go on from --init_weights with one half fixed, and teach the other what it cannot learn in training "
-            "both: a decoder, latents rounded as in files, not noisy ones; an encoder, where rounding takes latents. "
-            "Short last parts of a training.",
         )
 
     @classmethod
@@ -348,8 +342,6 @@ class ELIC(Codec):
             raise UserError(f"--detail {args.detail}: must be above 0")
         if args.detail is not None and not args.init_weights:
             raise UserError("--detail: name the weights that get detail channels with --init_weights")
-        if args.fix and not args.init_weights:
-            raise UserError(f"--fix {args.fix}: name the weights whose {args.fix} is to stay with --init_weights")
         if args.fix and args.detail:
             raise UserError(f"--fix {args.fix}: detail channels need both encoder and decoder; leave out --detail")
 
@@ -359,8 +351,6 @@ class ELIC(Codec):
         codec = super().for_training(args)
         if args.detail:
             codec = codec.with_detail(args.detail)
-        if args.fix:
-            codec.fix(args.fix)
         if args.distortion:
             codec.judge_by(args.distortion)
         check_side(codec.distortion, args.patchsize, f"--patchsize {args.patchsize}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.distortion import KINDS
+from models.errors import UserError
 from models.lambdas import check_lambdas, numbers
 
 if TYPE_CHECKING:
@@ -89,17 +90,33 @@ class Flags:
             " for some 45 bytes, and a synthesis more when compressing. Some presets have it anyhow.",
         )
 
+    @staticmethod
+    def add_fix_flag(parser) -> None:
+        """Adds --fix, for models with `encoder_parts`."""
+        parser.add_argument(
+            "--fix",
+            choices=("encoder", "decoder"),
+            help="Go on from --init_weights with one half fixed, and teach the other what it cannot learn in training "
+            "both: a decoder, latents rounded as in files, not noisy ones; an encoder, where rounding takes latents. "
+            "Short last parts of a training.",
+        )
+
     @classmethod
     def check_train_flags(cls, args) -> None:
         """UserError if the model's own flags make no sense; before anything is loaded."""
         if args.lmbda is not None:
             check_lambdas(args.lmbda)
+        fixed = getattr(args, "fix", None)
+        if fixed and not args.init_weights:
+            raise UserError(f"--fix {fixed}: name the weights whose {fixed} is to stay with --init_weights")
 
     @classmethod
     def for_training(cls, args) -> Codec:
         """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
         if args.init_weights:
-            return cls.begun(args.init_weights, lmbda=args.lmbda)
+            codec = cls.begun(args.init_weights, lmbda=args.lmbda)
+            codec.fix(getattr(args, "fix", None))
+            return codec
         codec = cls(cls.entry.presets[args.preset], **({} if args.lmbda is None else {"lmbda": args.lmbda}))
         if getattr(args, "start", None) == "linear":
             codec.start_linear()

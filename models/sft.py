@@ -123,6 +123,7 @@ class SFT(Codec):
     # The synthesis takes z_hat, at 1/64, too: it is what reaches farthest.
     reach = Reach(unit=64, analysis=128, synthesis=256, latents=(16,), decoded=(16, 64))
     refinable = True
+    encoder_parts = ("analysis", "hyper_analysis")
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: tuple[float, float] = (0.001, 0.08)):
         super().__init__(config, lmbda)
@@ -265,6 +266,7 @@ class SFT(Codec):
         )
         cls.add_start_flag(parser)
         cls.add_restoration_flag(parser)
+        cls.add_fix_flag(parser)
 
     @classmethod
     def check_train_flags(cls, args) -> None:

@@ -47,6 +47,17 @@ def test_the_encoder_learns_and_the_rest_stays(codec, crop):
     assert {name.split("/")[0] for name in same} >= {"synthesis", "hyper_synthesis", "parameters", "entropy_models"}
 
 
+@pytest.mark.parametrize("fixed", ["encoder", "decoder"])
+def test_halves_of_sft(golden_weights, fixed, crop):
+    codec = load_for_training(golden_weights("sft"))
+    changed, same = trained(codec, fixed, crop(64, 64))
+    encoder, rest = (same, changed) if fixed == "encoder" else (changed, same)
+    encoder, rest = ({name.split("/")[0] for name in names} for names in (encoder, rest))
+    assert {"analysis", "hyper_analysis"} == encoder
+    assert {"synthesis", "hyper_synthesis", "entropy_models"} <= rest
+    assert not encoder & rest
+
+
 def test_all_learn_where_nothing_is_fixed(codec):
     trainable = {v.ref() for v in codec.named_variables().values() if v.trainable}
     assert {v.ref() for v in codec.trainable_variables} == trainable
