@@ -32,6 +32,7 @@ from models.latents import (
     TrainingRate,
 )
 from models.rate_control import QualityLevels, RateControl
+from models.rdoq import better_symbols
 from models.refine import Refiner, check_refinable
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
 from transforms import exact, tiling
@@ -122,8 +123,13 @@ class Codec(Flags, tf.keras.Model):
 
     @property
     def compensation(self) -> float:
-        """How much a second analysis makes up for in files, see `analyse_for_file`: what the configuration says."""
+        """How much a second analysis makes up for in files, see `analyse_twice`: what the configuration says."""
         return getattr(self.config, "compensation", 0.0)
+
+    @property
+    def rdoq(self) -> float:
+        """How reluctant symbols of files are to move where that is better, see `models/rdoq.py`; 0 where none does."""
+        return getattr(self.config, "rdoq", 0.0)
 
     def add_filters(self) -> None:
         """Lets the files of a codec that is trained hold filters; of one whose configuration has `restoration`."""
@@ -132,7 +138,7 @@ class Codec(Flags, tf.keras.Model):
     def judge_by(self, kind: str) -> None:
         """From now on losses are of that distortion, one of `models.distortion.KINDS`.
 
-        Filters and compensation are for squared errors: the files of weights for another distortion have none.
+        Filters, compensation and `rdoq` are for squared errors: the files of weights for another distortion have none.
         ValueError if there is no such distortion.
         """
         if kind not in KINDS:
@@ -140,7 +146,7 @@ class Codec(Flags, tf.keras.Model):
         self.distortion = kind
         self._track((*type(self).metric_names, *(["ms_ssim"] if kind == MS_SSIM else [])))
         if kind != MSE:
-            off = {"restoration": False, "compensation": 0.0}
+            off = {"restoration": False, "compensation": 0.0, "rdoq": 0.0}
             self.config = dataclasses.replace(self.config, **{k: v for k, v in off.items() if hasattr(self.config, k)})
 
     def _track(self, names: Sequence[str]) -> None:
@@ -243,10 +249,12 @@ class Codec(Flags, tf.keras.Model):
         shape = tf.shape(images)
         controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
         padded = self.pad(images)
-        if training and self.fixed != "encoder":
+        if coder.exact:
+            analysed = self.analyse_for_file(padded, controls)
+        elif training and self.fixed != "encoder":
             analysed = self.analyse(padded, **controls)
         else:
-            analysed = self.analyse_for_file(padded, controls)
+            analysed = self.analyse_twice(padded, controls)
         if self.fixed == "encoder":  # the synthesis has a part in a second analysis, and no gradient goes there
             analysed = tf.nest.map_structure(tf.stop_gradient, analysed)
         reconstruction = self.reconstruct(self.code(coder, analysed, tf.shape(padded)[:3], **controls))
@@ -260,7 +268,7 @@ class Codec(Flags, tf.keras.Model):
 
     def _fit_filter(self, coder, images: tf.Tensor, decoded: tf.Tensor, controls: dict) -> tf.Tensor:
         """Fits a filter to decoded pictures [B, H, W, 3], and codes it where it is worth its bits. The coefficients."""
-        found, saved = restoration.fit(images, decoded, self._error_weights(tf.shape(images), **controls))
+        found, saved = restoration.fit(images, decoded, self.error_weights(tf.shape(images), **controls))
         size, batch = TableRate(self.bank), tf.shape(found)[0]
         restoration.code(size, found, batch, self.gaussians)
         bpp = size.bits["restoration"] / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
@@ -305,7 +313,7 @@ class Codec(Flags, tf.keras.Model):
         """λ of pictures of a quality, int32 [B] in steps of `rate_control`; the one λ where there is no quality."""
         return self.lambdas[0] if quality is None else at_quality(self.lambdas, quality)
 
-    def _error_weights(self, shape: tf.Tensor, **controls) -> tf.Tensor:
+    def error_weights(self, shape: tf.Tensor, **controls) -> tf.Tensor:
         """λ at each pixel, float32 [B, H, W, 1], of pictures of a shape (B, H, W, …); controls as of `transmit`."""
         lmbda = tf.reshape(tf.cast(self._lambda_of(**controls), tf.float32), [-1, 1, 1, 1])
         return tf.broadcast_to(lmbda, [shape[0], shape[1], shape[2], 1])
@@ -401,7 +409,8 @@ class Codec(Flags, tf.keras.Model):
         if training:
             self(tf.zeros([1, *self.stride, 3]), training=True)
             return
-        synthesis = synthesis or self.restores or self.compensation > 0  # a sender has to see what a receiver will
+        # A sender has to see what a receiver will.
+        synthesis = synthesis or self.restores or self.compensation > 0 or self.rdoq > 0
         self.decodes = synthesis
         parts = () if synthesis else (getattr(self, name, None) for name in self.decoder_parts)
         skipped = {id(module) for part in parts if part is not None for module in (part, *part.submodules)}
@@ -433,17 +442,17 @@ class Codec(Flags, tf.keras.Model):
         controls = self.rate_control.for_calibration(np.shape(images)[:3])
         order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
 
-        def show_all(coder):
+        def show_all(coder, analyse):
             for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
                 pictures = self.pad(tf.cast(np.asarray(images)[batch], tf.float32))
                 chosen = self.pad_controls({name: tf.constant(value[batch]) for name, value in controls.items()})
-                self.code(coder, self.analyse_for_file(pictures, chosen), tf.shape(pictures)[:3], **chosen)
+                self.code(coder, analyse(pictures, chosen), tf.shape(pictures)[:3], **chosen)
 
         with exact.calibrating(self.submodules):
-            show_all(TableRate(self.bank))
+            show_all(TableRate(self.bank), self.analyse_twice)
         # Rounded latents are not quite the Gaussians of their noisy selves.
         counter = SymbolCount(self.bank)
-        show_all(counter)
+        show_all(counter, self.analyse_for_file)
         self._set_bank(self.bank.fitted(counter.counts))
         self.weights_id = weights.fingerprint(self.tensors())
 
@@ -590,6 +599,11 @@ class Codec(Flags, tf.keras.Model):
         return decoded if coefficients is None else restoration.apply(decoded, coefficients)
 
     def analyse_for_file(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
+        """`analyse_twice` of padded pictures [B, H, W, 3], and better symbols (`models/rdoq.py`)."""
+        analysed = self.analyse_twice(images, controls)
+        return better_symbols(self, images, analysed, controls) if self.rdoq else analysed
+
+    def analyse_twice(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures [B, H, W, 3], and once more of what the synthesis would leave out of them.
 
         The transforms are not each other's inverse: without any rounding the synthesis gives another picture, and at

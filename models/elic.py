@@ -16,8 +16,8 @@ Ten passes for the whole picture, each parallel over its positions and channels.
 most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
 
 Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/detail.py`), a linear start,
-a second analysis before a file is written (`Codec.analyse_for_file`), and a filter for the picture at the end of its
-file (`models/restoration.py`).
+a second analysis before a file is written (`Codec.analyse_twice`), symbols chosen by rate and distortion
+(`models/rdoq.py`), and a filter for the picture at the end of its file (`models/restoration.py`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Config:
     detail: channels of the last group, if that is one of detail channels; 0 in the paper. See `transforms.detail`.
     restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
-      files; 0 in the paper. See `Codec.analyse_for_file`.
+      files; 0 in the paper. See `Codec.analyse_twice`.
+    rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
+      moves, in the paper. See `models/rdoq.py`.
     """
 
     widths: tuple[int, int, int] = (192, 192, 192)
@@ -74,6 +76,7 @@ class Config:
     detail: int = 0
     restoration: bool = False
     compensation: float = 0.0
+    rdoq: float = 0.0
 
     @property
     def latents(self) -> int:
@@ -100,6 +103,7 @@ _SMALL = Config(
     parameter_width=96,
     restoration=True,
     compensation=0.7,
+    rdoq=14.0,
 )
 PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
 """`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""

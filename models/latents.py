@@ -297,16 +297,18 @@ class TableRate(_ExactCoder):
         self._offsets = np.where(bank.coded, bank.offsets, 0).astype(np.int32)
         self.bits: dict[str, tf.Tensor] = {}
 
-    def _code(self, name, symbols, rows, folded):
+    def cost(self, symbols: tf.Tensor, rows: tf.Tensor, folded: bool) -> tf.Tensor:
+        """Bits of each symbol by its row: int32 and int32 in, float32 out, all of one shape."""
         entry, inside = self._entries(symbols, rows, folded)
         bits = tf.where(inside, tf.gather(self._bits, entry), float(tables.EXCEPTION_BITS))
-        if folded:
-            bits += tf.cast(inside & (symbols != 0), tf.float32)
-        self.bits[name] = self.bits.get(name, 0.0) + tf.reduce_sum(bits, 1)
+        return bits + tf.cast(inside & (symbols != 0), tf.float32) if folded else bits
+
+    def _code(self, name, symbols, rows, folded):
+        self.bits[name] = self.bits.get(name, 0.0) + tf.reduce_sum(self.cost(symbols, rows, folded), 1)
         return symbols
 
     def _entries(self, symbols, rows, folded):
-        """The entry of the tables that each symbol is, int32 [B, N], and whether it is in its table at all."""
+        """The entry of the tables that each symbol is, int32, and whether it is in its table at all."""
         value = tf.abs(symbols) if folded else symbols - tf.gather(self._offsets, rows)
         length = tf.gather(self._lengths, rows)
         entry = tf.gather(self._starts, rows) + tf.clip_by_value(value, 0, length - 1)

@@ -72,7 +72,9 @@ class Config:
     sft_kernel: kernel size of an SFT layer.
     restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
-      files; 0 in the paper. See `Codec.analyse_for_file`.
+      files; 0 in the paper. See `Codec.analyse_twice`.
+    rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
+      moves, in the paper. See `models/rdoq.py`.
     """
 
     widths: tuple[int, int, int, int] = (48, 96, 192, 192)
@@ -88,6 +90,7 @@ class Config:
     quality_gain: float = 2.2
     restoration: bool = False
     compensation: float = 0.0
+    rdoq: float = 0.0
 
 
 PRESETS = {
@@ -105,6 +108,7 @@ PRESETS = {
         sft_width=16,
         restoration=True,
         compensation=0.7,
+        rdoq=20.0,
     ),
 }
 
@@ -241,10 +245,10 @@ class SFT(Codec):
         return tf.exp(-fall * tf.reduce_mean(quality_map, [1, 2, 3])) / mean_weight
 
     def rate_distortion(self, images, reconstruction, bpp, quality_map):
-        weighted = self.lambda_map(quality_map) * tf.math.squared_difference(reconstruction, images)
-        return bpp + tf.reduce_mean(weighted, [1, 2, 3])
+        weights = self.error_weights(tf.shape(images), quality_map)
+        return bpp + tf.reduce_mean(weights * tf.math.squared_difference(reconstruction, images), [1, 2, 3])
 
-    def _error_weights(self, shape, quality_map):
+    def error_weights(self, shape, quality_map):
         return self.lambda_map(quality_map)[:, : shape[1], : shape[2]]
 
     def symbol_scale(self, quality_map):

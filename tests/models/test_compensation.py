@@ -43,7 +43,7 @@ def test_files_are_what_was_estimated(model, golden_weights, tmp_path, crop):
 def test_what_is_not_sent_stays_so(medium, crop):
     images = tf.cast(crop(128, 160)[None], tf.float32)
     controls = {"quality": tf.constant([3 * STEPS])}
-    first, second = medium.analyse(images, **controls), medium.analyse_for_file(images, controls)
+    first, second = medium.analyse(images, **controls), medium.analyse_twice(images, controls)
     size = np.abs(first * medium.symbol_scale(**controls))
     np.testing.assert_array_equal(second[size <= 0.5], first[size <= 0.5])
     assert np.mean(np.abs(second - first)[size > 0.5] > 1e-4) > 0.9
@@ -57,7 +57,7 @@ def test_nothing_is_lost_without_rounding(medium, crop):
     def error(latents):
         return float(tf.reduce_mean((medium.reconstruct(medium.unrounded(latents, **controls)) - images) ** 2))
 
-    assert error(medium.analyse_for_file(images, controls)) < 0.8 * error(medium.analyse(images, **controls))
+    assert error(medium.analyse_twice(images, controls)) < 0.8 * error(medium.analyse(images, **controls))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,119 @@
+"""Rate-distortion optimised quantisation: symbols that are not worth their bits give way to others.
+
+Rounding takes the nearest symbol, whatever it costs and whatever it is good for. Encoders of video look at the
+neighbours, too, and take the one whose rate and distortion together are least (H.264's, HEVC's and VVC's reference
+encoders; Karczewicz, Ye, Chong, "Rate distortion optimized quantization", VCEG-AH21, 2008). What a symbol costs the
+tables say. What the picture would lose by another one says the gradient of its error with respect to the decoded
+latents: one pass of the synthesis, there and back, and no float form of the entropy networks as `models/refine.py`
+needs. Files have the same format. Not in the papers.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from models.latents import TableRate
+from transforms import tiling
+
+#: Bits that a move has to save, all in all, and how often moves are looked for.
+THRESHOLD, ROUNDS = 0.5, 2
+#: Side of the tiles, in pixels, in which gradients of large pictures are found: a step back keeps all activations,
+#: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that.
+TILE = 768
+
+
+def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Latents of which some have moved to the next symbol, where that is better by rate and distortion.
+
+    What a move of one step does to λ times the squared error is estimated as its slope there and `Codec.rdoq` bits. For
+    one latent alone these are 6 / ln 2 = 8.7 bits where the step size is right for λ (6 dB a bit). Latents that move
+    together are in each other's way, so it takes more.
+
+    Args:
+      codec: with tables; `analyse` gives one tensor of latents, and losses are of squared errors.
+      images: padded pictures, [B, H, W, 3] in 0..255.
+      analysed: what `Codec.analyse` makes of them.
+      controls: of `Codec.transmit`, padded.
+
+    Returns:
+      As `analysed`.
+    """
+    best, least, latents = analysed, None, analysed
+    for last in (*[False] * ROUNDS, True):
+        loss, moved = _round(codec, images, latents, controls, last)
+        if least is None:
+            least = loss
+        # Estimates can be wrong: of each picture what is best by the loss of its file is taken.
+        best = tf.where((loss < least)[:, None, None, None], latents, best)
+        least, latents = tf.minimum(loss, least), moved
+    return best
+
+
+def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor], last: bool = False):
+    """The loss of latents, [B], and the latents after their moves; None if it is the last round, which makes none."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(analysed)
+        coder = _Passes(codec.bank, tape)
+        decoded = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
+    picture, gradients = _decode(codec, images, decoded, controls, last)
+    bpp = tf.add_n(list(coder.bits.values())) / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
+    loss = codec.rate_distortion(tf.cast(images, tf.float32), tf.clip_by_value(picture, 0.0, 255.0), bpp, **controls)
+    if last:
+        return loss, None
+    given = [latent for latent, *_ in coder.passes]
+    gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], gradients)
+    moves = [coder.moves(*one, gradient, codec.rdoq) for one, gradient in zip(coder.passes, gradients, strict=True)]
+    # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
+    gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
+    return loss, analysed + tape.gradient(given, analysed, moves) / gains**2
+
+
+class _Passes(TableRate):
+    """Rounds latents, and keeps of each Gaussian pass the latents given and decoded, the symbols, and the rows.
+
+    tape: watches what is decoded.
+    """
+
+    def __init__(self, bank, tape: tf.GradientTape):
+        super().__init__(bank)
+        self._tape = tape
+        self.passes: list[tuple[tf.Tensor, ...]] = []
+
+    def gaussian(self, name, latent, parameters):
+        mean, rows = tf.split(parameters.value, 2, -1)
+        # What later passes predict from it is not its gradient's business.
+        decoded = tf.stop_gradient(super().gaussian(name, latent, parameters))
+        self._tape.watch(decoded)
+        self.passes.append((latent, decoded, tf.cast(tf.round(decoded - mean), tf.int32), tf.cast(rows, tf.int32)))
+        return decoded
+
+    def moves(self, latent: tf.Tensor, decoded: tf.Tensor, symbols: tf.Tensor, rows: tf.Tensor, gradient, curvature):
+        """By how much each latent of a pass moves: to the middle of the next symbol on either side, or not at all."""
+        cost = self.cost(symbols, rows, folded=True)
+        best, move = tf.fill(tf.shape(cost), THRESHOLD), tf.zeros_like(latent)
+        for step in (-1, 1):
+            saved = cost - self.cost(symbols + step, rows, folded=True) - (step * gradient + curvature)
+            move = tf.where(saved > best, decoded + step - latent, move)
+            best = tf.maximum(saved, best)
+        return move
+
+
+def _decode(codec, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor], alone: bool):
+    """The pictures of decoded latents, and the gradients of λ times squared error, in bits, with respect to these.
+
+    alone: only the pictures, and None.
+    """
+    if alone:
+        return codec.reconstruct_in_tiles(decoded), None
+
+    def with_gradients(original, weights, *latents):
+        original = tf.cast(original, tf.float32)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(latents)
+            picture = codec.reconstruct(tf.nest.pack_sequence_as(decoded, latents))
+            loss = tf.reduce_sum(weights * tf.math.squared_difference(picture, original)) / 3
+        return picture, tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
+
+    r, parts = codec.reach, tf.nest.flatten(decoded)
+    inputs = [images, codec.error_weights(tf.shape(images), **controls), *parts]
+    return tiling.in_tiles(with_gradients, inputs, [1, 1, *r.decoded], [1, *r.decoded], r.unit, r.synthesis, TILE)

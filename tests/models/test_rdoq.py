@@ -1,0 +1,174 @@
+"""Symbols that are chosen by rate and distortion, `models/rdoq.py`."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from variants import with_config
+
+from models import rdoq, sft, weights
+from models.codec import load
+from models.distortion import MS_SSIM
+from models.elic import ELIC, PRESETS
+from models.latents import TableRate
+
+MEDIUM, SFT = (weights.SHIPPED / name for name in ("elic/medium.safetensors", "sft/small.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def medium():
+    return load(MEDIUM)
+
+
+def prepared(codec, crop, quality, height=128, width=160):
+    """A batch of one picture, controls, and latents as two analyses give them."""
+    images = tf.cast(crop(height, width)[None], tf.float32)
+    _, controls = codec.rate_control.of_wish([1, height, width], quality=quality)
+    controls = codec.pad_controls(controls)
+    return images, controls, codec.analyse_twice(images, controls)
+
+
+@pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
+def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
+    choosing, image = load(path), crop(130, 190)
+    data = choosing.compress(image, quality=quality)
+    _, controls = choosing.rate_control.of_wish([1, 130, 190], quality=quality)
+    estimate, bits = choosing(tf.constant(image[None]), **controls)
+    assert np.abs(choosing.decompress(data).astype(float) - estimate[0]).max() <= 0.51
+    assert 8 * len(data) == pytest.approx(float(tf.add_n(list(bits.values()))[0]), rel=0.05, abs=250)
+    # What reads it need not know of it: the format and the weights are the same.
+    plain = with_config(path, tmp_path, rdoq=0.0)
+    assert data != plain.compress(image, quality=quality)
+    np.testing.assert_array_equal(plain.decompress(data), choosing.decompress(data))
+
+
+@pytest.mark.parametrize(
+    "path, quality, least", [(MEDIUM, 1, 0.005), (MEDIUM, 3, 0.0), (MEDIUM, 6, 0.0), (SFT, 0, 0.005), (SFT, 1, 0.0)]
+)
+def test_it_pays(crop, tmp_path, path, quality, least):
+    """By the loss before the filter, which is fitted afterwards."""
+    images = tf.cast(crop(192, 256)[None], tf.float32)
+    choosing, plain = (with_config(path, tmp_path, restoration=False, **kind) for kind in ({}, {"rdoq": 0.0}))
+    _, controls = plain.rate_control.of_wish([1, 192, 256], quality=quality)
+
+    def loss_and_rate(codec):
+        reconstruction, bits = codec(images, **controls)
+        bpp = tf.add_n(list(bits.values())) / (192 * 256)
+        return float(codec.rate_distortion(images, reconstruction, bpp, **controls)[0]), float(bpp[0])
+
+    (loss, _), (before, rate) = loss_and_rate(choosing), loss_and_rate(plain)
+    assert (before - loss) / rate >= least
+
+
+def passes_of(codec, analysed, images, controls):
+    with tf.GradientTape() as tape:
+        coder = rdoq._Passes(codec.bank, tape)
+        codec.code(coder, analysed, tf.shape(images)[:3], **controls)
+    return coder.passes
+
+
+@pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
+def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop):
+    codec = load(path)
+    images, controls, before = prepared(codec, crop, quality)
+    _, after = rdoq._round(codec, images, before, controls)
+    moved = 0
+    for (latent, decoded, *_), (now, *_) in zip(*(passes_of(codec, x, images, controls) for x in (before, after))):
+        changed = np.abs(now - latent) > 1e-3
+        moved += np.count_nonzero(changed)
+        np.testing.assert_allclose(np.abs(now - decoded)[changed], 1, atol=1e-3)
+    assert moved == np.count_nonzero(np.abs(after - before) > 1e-6) > 0
+
+
+def test_moves_are_those_that_pay(medium):
+    random = np.random.default_rng(0)
+    symbols, rows = random.integers(-3, 4, [1, 4, 4, 20]), random.integers(0, 40, [1, 4, 4, 20])
+    gradient = random.normal(0, 12, symbols.shape).astype(np.float32)
+    latent = (symbols + random.uniform(-0.5, 0.5, symbols.shape)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        coder = rdoq._Passes(medium.bank, tape)
+    arguments = (tf.constant(symbols, tf.float32), tf.constant(symbols, tf.int32), tf.constant(rows, tf.int32))
+    moves = coder.moves(latent, *arguments, gradient, 6.0).numpy()
+
+    def bits(symbol, row):
+        return float(coder.cost(tf.constant([symbol]), tf.constant([row]), folded=True)[0])
+
+    taken = set()
+    for place in np.ndindex(symbols.shape):
+        k, row = int(symbols[place]), int(rows[place])
+        change = {s: bits(k + s, row) - bits(k, row) + s * gradient[place] + 6.0 for s in (-1, 1)}
+        best = min(change, key=change.get)
+        taken.add(best if change[best] < -rdoq.THRESHOLD else 0)
+        expected = k + best - latent[place] if change[best] < -rdoq.THRESHOLD else 0.0
+        assert moves[place] == pytest.approx(expected, abs=1e-5)
+    assert taken == {-1, 0, 1}
+
+
+def test_it_is_never_worse_than_rounding(medium, crop):
+    """Whatever is asked of it: too eager moves are not taken."""
+    images, controls, before = prepared(medium, crop, 5)
+    eager = load(MEDIUM)
+    eager.config = dataclasses.replace(medium.config, rdoq=0.1)
+    _, moved = rdoq._round(eager, images, before, controls)
+    (loss_before, _), (loss_moved, _) = (rdoq._round(eager, images, x, controls, last=True) for x in (before, moved))
+    assert loss_moved > loss_before
+    np.testing.assert_array_equal(rdoq.better_symbols(eager, images, before, controls), before)
+
+
+def test_what_does_not_pay_at_all_stays(medium, crop):
+    images, controls, before = prepared(medium, crop, 4)
+    reluctant = load(MEDIUM)
+    reluctant.config = dataclasses.replace(medium.config, rdoq=1e6)
+    np.testing.assert_allclose(rdoq.better_symbols(reluctant, images, before, controls), before, atol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_error(medium, crop):
+    """By finite differences, of the latents in which the picture is decoded."""
+    images, controls, analysed = prepared(medium, crop, 3, 64, 64)
+    decoded = medium.code(TableRate(medium.bank), analysed, tf.shape(images)[:3], **controls)
+    _, gradient = rdoq._decode(medium, images, decoded, controls, alone=False)
+    weights_ = medium.error_weights(tf.shape(images), **controls)
+
+    def error(latents):
+        picture = tf.cast(medium.reconstruct(latents), tf.float64)
+        return float(tf.reduce_sum(tf.cast(weights_, tf.float64) * (picture - tf.cast(images, tf.float64)) ** 2) / 3)
+
+    direction = gradient / tf.norm(gradient)
+    slope = (error(decoded + 0.01 * direction) - error(decoded - 0.01 * direction)) / 0.02
+    assert slope == pytest.approx(float(tf.norm(gradient)), rel=0.02)
+
+
+def test_tiles_give_nearly_the_same(medium, crop, monkeypatch):
+    """Gradients near the seams see less than all of the picture that a latent shows in."""
+    images, controls, analysed = prepared(medium, crop, 3, 256, 320)
+    _, whole = rdoq._round(medium, images, analysed, controls)
+    monkeypatch.setattr(rdoq, "TILE", 128)
+    _, tiles = rdoq._round(medium, images, analysed, controls)
+    moved = np.abs(whole - analysed) > 1e-6
+    assert np.mean((np.abs(tiles - analysed) > 1e-6) != moved) < 0.1 * np.mean(moved)
+
+
+def test_a_batch_is_worked_through_picture_by_picture(medium, crop):
+    images, controls, analysed = prepared(medium, crop, 3)
+    other = tf.reverse(images, [2])
+    pair = tf.concat([images, other], 0)
+    both = {name: tf.concat([value, value], 0) for name, value in controls.items()}
+    together = rdoq._round(medium, pair, medium.analyse_twice(pair, both), both)[1][0]
+    alone = rdoq._round(medium, images, analysed, controls)[1][0]
+    assert np.mean(np.abs(together - alone) > 1e-3) < 1e-3
+
+
+def test_which_weights_have_it():
+    assert PRESETS["base"].rdoq == 0  # the paper's
+    assert load(MEDIUM).rdoq == PRESETS["medium"].rdoq > 0
+    assert sft.PRESETS["base"].rdoq == 0
+    assert load(SFT).rdoq == sft.PRESETS["small"].rdoq > 0
+    codec = ELIC(dataclasses.replace(PRESETS["small"], widths=(8, 8, 8)))
+    codec.judge_by(MS_SSIM)  # it counts squared errors
+    assert codec.rdoq == 0
+
+
+def test_who_compresses_needs_the_synthesis(golden_weights, tmp_path):
+    choosing = with_config(golden_weights("elic"), tmp_path, rdoq=8.0)
+    assert load(choosing.path, synthesis=False).decodes
