@@ -251,12 +251,8 @@ class Codec(Flags, tf.keras.Model):
         padded = self.pad(images)
         if coder.exact:
             analysed = self.analyse_for_file(padded, controls)
-        elif training and self.fixed != "encoder":
-            analysed = self.analyse(padded, **controls)
         else:
-            analysed = self.analyse_twice(padded, controls)
-        if self.fixed == "encoder":  # the synthesis has a part in a second analysis, and no gradient goes there
-            analysed = tf.nest.map_structure(tf.stop_gradient, analysed)
+            analysed = self.analyse(padded, **controls) if training else self.analyse_twice(padded, controls)
         reconstruction = self.reconstruct(self.code(coder, analysed, tf.shape(padded)[:3], **controls))
         reconstruction = reconstruction[:, : shape[1], : shape[2]]
         if self.restores and coder.exact:

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from variants import with_config
 
 from models import serving
-from models.codec import load
 
 #: Runs the signatures of the SavedModel argv[1] on the inputs in argv[2]; results to argv[3].
 STOCK = """
@@ -30,9 +30,15 @@ assert not foreign, foreign
 """
 
 
-@pytest.mark.parametrize("model", ["sft", "cwic", "sae_spn", "elc"])
-def test_stock_tensorflow_runs_it(model, golden_weights, crop, tmp_path):
-    codec = load(golden_weights(model))
+#: What makes a sender look at what a receiver will see.
+LOOKING = {"compensation": 0.7, "rdoq": 1.0}
+
+
+@pytest.mark.parametrize(
+    "model, changes", [("elic", LOOKING), ("sft", {}), ("sft", LOOKING), ("cwic", {}), ("sae_spn", {}), ("elc", {})]
+)
+def test_stock_tensorflow_runs_it(model, changes, golden_weights, crop, tmp_path):
+    codec = with_config(golden_weights(model), tmp_path, **changes)
     folder = serving.export(codec, tmp_path / model)
     assert (folder / "assets.extra" / serving.WARMUP).stat().st_size > 1000
     images = np.stack([crop(50, 70), crop(50, 70, 200, 300)])

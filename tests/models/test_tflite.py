@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from variants import with_config
 
 from models import tflite
 from models.cli import main
@@ -74,6 +75,15 @@ def test_controls_are_inputs(golden_weights, crop, tmp_path):
     quality_map = np.linspace(0, 1, WIDTH, dtype=np.float32)[None, None, :, None].repeat(HEIGHT, 1)
     (stream,) = run(folder / "compress.tflite", image=image[None], quality_map=quality_map)
     assert stream == codec.compress(image, quality_map=quality_map[0])
+
+
+def test_what_a_sender_looks_at_converts(tiny, crop, tmp_path):
+    """A second analysis, and symbols chosen by gradients of the synthesis."""
+    choosing = with_config(tiny.path, tmp_path, compensation=0.7, rdoq=1.0)
+    path, image = tmp_path / "compress.tflite", crop(HEIGHT, WIDTH)
+    path.write_bytes(tflite.convert(tflite.functions(choosing, WIDTH, HEIGHT)["compress"]))
+    (stream,) = run(path, image=image[None])
+    assert stream == choosing.compress(image) != tiny.compress(image)
 
 
 def test_errors(tiny_weights, exported, capsys):
