@@ -71,7 +71,7 @@ def passes_of(codec, analysed, images, controls):
 @pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
 def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop):
     codec = load(path)
-    images, controls, before = prepared(codec, crop, quality)
+    images, controls, before = prepared(codec, crop, quality, 192, 256)
     _, after = rdoq._round(codec, images, before, controls)
     moved = 0
     for (latent, decoded, *_), (now, *_) in zip(*(passes_of(codec, x, images, controls) for x in (before, after))):
