@@ -370,7 +370,11 @@ class LatentInput(tf.keras.layers.Layer):
         return self.integers(latents) if exact else latents
 
     def integers(self, latents: tf.Tensor) -> Fixed:
-        """Latents [..., C] -> Fixed of magnitude <= 127. Multiplying by a power of two is exact."""
+        """Latents [..., C] -> Fixed of magnitude <= 127. Multiplying by a power of two is exact.
+
+        Integers have no gradient; a tape that watches the latents does not keep what networks make of these.
+        """
+        latents = tf.stop_gradient(latents)
         if self.inverse_step is None:
             with tf.init_scope():
                 self.inverse_step = tf.Variable(tf.ones([self.channels]), trainable=False, name="inverse_step")
