@@ -108,7 +108,6 @@ PRESETS = {
         sft_width=16,
         restoration=True,
         compensation=0.7,
-        rdoq=20.0,
     ),
 }
 

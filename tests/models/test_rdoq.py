@@ -14,6 +14,8 @@ from models.elic import ELIC, PRESETS
 from models.latents import TableRate
 
 MEDIUM, SFT = (weights.SHIPPED / name for name in ("elic/medium.safetensors", "sft/small.safetensors"))
+#: Bits that suit these weights; those that ship have them, or none.
+BITS = {MEDIUM: 14.0, SFT: 20.0}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def prepared(codec, crop, quality, height=128, width=160):
 
 @pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
 def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
-    choosing, image = load(path), crop(130, 190)
+    choosing, image = with_config(path, tmp_path, rdoq=BITS[path]), crop(130, 190)
     data = choosing.compress(image, quality=quality)
     _, controls = choosing.rate_control.of_wish([1, 130, 190], quality=quality)
     estimate, bits = choosing(tf.constant(image[None]), **controls)
@@ -49,7 +51,7 @@ def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
 def test_it_pays(crop, tmp_path, path, quality, least):
     """By the loss before the filter, which is fitted afterwards."""
     images = tf.cast(crop(192, 256)[None], tf.float32)
-    choosing, plain = (with_config(path, tmp_path, restoration=False, **kind) for kind in ({}, {"rdoq": 0.0}))
+    choosing, plain = (with_config(path, tmp_path, restoration=False, **kind) for kind in ({"rdoq": BITS[path]}, {"rdoq": 0.0}))
     _, controls = plain.rate_control.of_wish([1, 192, 256], quality=quality)
 
     def loss_and_rate(codec):
@@ -69,8 +71,8 @@ def passes_of(codec, analysed, images, controls):
 
 
 @pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
-def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop):
-    codec = load(path)
+def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop, tmp_path):
+    codec = with_config(path, tmp_path, rdoq=BITS[path])
     images, controls, before = prepared(codec, crop, quality, 192, 256)
     _, after = rdoq._round(codec, images, before, controls)
     moved = 0
@@ -162,8 +164,7 @@ def test_a_batch_is_worked_through_picture_by_picture(medium, crop):
 def test_which_weights_have_it():
     assert PRESETS["base"].rdoq == 0  # the paper's
     assert load(MEDIUM).rdoq == PRESETS["medium"].rdoq > 0
-    assert sft.PRESETS["base"].rdoq == 0
-    assert load(SFT).rdoq == sft.PRESETS["small"].rdoq > 0
+    assert load(SFT).rdoq == sft.PRESETS["small"].rdoq == 0  # it gains too little for the time that it takes
     codec = ELIC(dataclasses.replace(PRESETS["small"], widths=(8, 8, 8)))
     codec.judge_by(MS_SSIM)  # it counts squared errors
     assert codec.rdoq == 0
