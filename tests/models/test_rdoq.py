@@ -51,7 +51,7 @@ def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
 def test_it_pays(crop, tmp_path, path, quality, least):
     """By the loss before the filter, which is fitted afterwards."""
     images = tf.cast(crop(192, 256)[None], tf.float32)
-    choosing, plain = (with_config(path, tmp_path, restoration=False, **kind) for kind in ({"rdoq": BITS[path]}, {"rdoq": 0.0}))
+    choosing, plain = (with_config(path, tmp_path, restoration=False, rdoq=bits) for bits in (BITS[path], 0.0))
     _, controls = plain.rate_control.of_wish([1, 192, 256], quality=quality)
 
     def loss_and_rate(codec):
