@@ -567,9 +567,10 @@ class Codec(Flags, tf.keras.Model):
         stream = rans.RansEncoder(self.coder)
         coder, original = LatentCoder(stream), images
         images, controls = self.pad(images), self.pad_controls(controls)
-        analysed = self.analyse_for_file(images, controls)
         if refine:
-            analysed = self._refine(images, analysed, refine, controls)
+            analysed = self._refine(images, self.analyse_twice(images, controls), refine, controls)
+        else:
+            analysed = self.analyse_for_file(images, controls)
         latents = self.code(coder, analysed, tf.shape(images)[:3], **controls)
         if self.restores:
             self._fit_filter(coder, original, self._picture(latents, None, tf.shape(original)[1:3]), controls)
@@ -578,7 +579,8 @@ class Codec(Flags, tf.keras.Model):
     def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:
         if self._refiner is None:
             self._refiner = Refiner(self, self.in_training_form())
-        return self._refiner(images, analysed, steps, controls)
+        # Symbols are chosen behind it: what steps settle on is the nearest integer to where they end.
+        return better_symbols(self, images, self._refiner(images, analysed, steps, controls), controls)
 
     def in_training_form(self) -> Codec:
         """This codec with the variables of training, from its file; one that was trained just now is that itself."""
@@ -592,12 +594,11 @@ class Codec(Flags, tf.keras.Model):
     def _picture(self, latents, coefficients: tf.Tensor | None, size) -> tf.Tensor:
         """Pictures float32 [B, H, W, 3] of latents and of the coefficients of their filters, if there are any."""
         decoded = self.reconstruct_in_tiles(latents)[:, : size[0], : size[1]]
-        return decoded if coefficients is None else restoration.apply(decoded, coefficients)
+        return restoration.apply(decoded, coefficients)
 
     def analyse_for_file(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse_twice` of padded pictures [B, H, W, 3], and better symbols (`models/rdoq.py`)."""
-        analysed = self.analyse_twice(images, controls)
-        return better_symbols(self, images, analysed, controls) if self.rdoq else analysed
+        return better_symbols(self, images, self.analyse_twice(images, controls), controls)
 
     def analyse_twice(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures [B, H, W, 3], and once more of what the synthesis would leave out of them.

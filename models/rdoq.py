@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from models import restoration
 from models.latents import TableRate
 from transforms import tiling
 
 #: Bits that a move has to save, all in all, and how often moves are looked for.
-THRESHOLD, ROUNDS = 0.5, 2
+THRESHOLD, ROUNDS = 0.5, 3
 #: Side of the tiles, in pixels, in which gradients of large pictures are found: a step back keeps all activations,
 #: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that.
 TILE = 768
@@ -36,8 +37,10 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
       controls: of `Codec.transmit`, padded.
 
     Returns:
-      As `analysed`.
+      As `analysed`; that itself where `Codec.rdoq` is 0.
     """
+    if not codec.rdoq:
+        return analysed
     best, least, latents = analysed, None, analysed
     for last in (*[False] * ROUNDS, True):
         loss, moved = _round(codec, images, latents, controls, last)
@@ -55,11 +58,15 @@ def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf
         tape.watch(analysed)
         coder = _Passes(codec.bank, tape)
         decoded = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
-    picture, gradients = _decode(codec, images, decoded, controls, last)
+    pictures, weights = codec.reconstruct_in_tiles(decoded), codec.error_weights(tf.shape(images), **controls)
+    # What counts is the error behind the filter that the file will hold, and that changes with the symbols.
+    filters = restoration.fit(images, pictures, weights)[0] if codec.restores else None
+    pictures = tf.clip_by_value(restoration.apply(pictures, filters), 0.0, 255.0)
     bpp = tf.add_n(list(coder.bits.values())) / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
-    loss = codec.rate_distortion(tf.cast(images, tf.float32), tf.clip_by_value(picture, 0.0, 255.0), bpp, **controls)
+    loss = codec.rate_distortion(tf.cast(images, tf.float32), pictures, bpp, **controls)
     if last:
         return loss, None
+    gradients = _gradients(codec, images, decoded, weights, filters)
     given = [latent for latent, *_ in coder.passes]
     gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], gradients)
     moves = [coder.moves(*one, gradient, codec.rdoq) for one, gradient in zip(coder.passes, gradients, strict=True)]
@@ -98,22 +105,17 @@ class _Passes(TableRate):
         return move
 
 
-def _decode(codec, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor], alone: bool):
-    """The pictures of decoded latents, and the gradients of λ times squared error, in bits, with respect to these.
+def _gradients(codec, images: tf.Tensor, decoded, weights: tf.Tensor, filters: tf.Tensor | None):
+    """The gradients, in bits, with respect to decoded latents of the weighted squared error behind the filters."""
 
-    alone: only the pictures, and None.
-    """
-    if alone:
-        return codec.reconstruct_in_tiles(decoded), None
-
-    def with_gradients(original, weights, *latents):
-        original = tf.cast(original, tf.float32)
+    def gradients(original, weights, *latents):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(latents)
-            picture = codec.reconstruct(tf.nest.pack_sequence_as(decoded, latents))
-            loss = tf.reduce_sum(weights * tf.math.squared_difference(picture, original)) / 3
-        return picture, tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
+            picture = restoration.apply(codec.reconstruct(tf.nest.pack_sequence_as(decoded, latents)), filters)
+            error = weights * tf.math.squared_difference(picture, tf.cast(original, tf.float32))
+            loss = tf.reduce_sum(error) / 3
+        return tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
 
     r, parts = codec.reach, tf.nest.flatten(decoded)
-    inputs = [images, codec.error_weights(tf.shape(images), **controls), *parts]
-    return tiling.in_tiles(with_gradients, inputs, [1, 1, *r.decoded], [1, *r.decoded], r.unit, r.synthesis, TILE)
+    inputs, cells = [images, weights, *parts], [1, 1, *r.decoded]
+    return tiling.in_tiles(gradients, inputs, cells, r.decoded, r.unit, r.synthesis, TILE)

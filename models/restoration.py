@@ -96,13 +96,15 @@ def _solve(squares: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
     return rows[:, :, count:]
 
 
-def apply(decoded: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
+def apply(decoded: tf.Tensor, coefficients: tf.Tensor | None) -> tf.Tensor:
     """Restored pictures.
 
     Args:
       decoded: float32 [B, H, W, 3] in 0..255.
-      coefficients: int32 [B, COEFFICIENTS], of `fit`; zeros change nothing.
+      coefficients: int32 [B, COEFFICIENTS], of `fit`; zeros change nothing, nor does None.
     """
+    if coefficients is None:
+        return decoded
 
     def one(arguments):
         picture, weights = arguments

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from variants import with_config
 
-from models import rdoq, sft, weights
+from models import rdoq, restoration, sft, weights
 from models.codec import load
 from models.distortion import MS_SSIM
 from models.elic import ELIC, PRESETS
@@ -46,12 +46,21 @@ def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
 
 
 @pytest.mark.parametrize(
-    "path, quality, least", [(MEDIUM, 1, 0.005), (MEDIUM, 3, 0.0), (MEDIUM, 6, 0.0), (SFT, 0, 0.005), (SFT, 1, 0.0)]
+    "path, quality, restoration, least",
+    [
+        (MEDIUM, 1, False, 0.005),
+        (MEDIUM, 3, False, 0.0),
+        (MEDIUM, 6, False, 0.0),
+        (SFT, 0, False, 0.005),
+        (SFT, 1, False, 0.0),
+        (MEDIUM, 1, True, 0.005),
+        (MEDIUM, 5, True, 0.005),
+    ],
 )
-def test_it_pays(crop, tmp_path, path, quality, least):
-    """By the loss before the filter, which is fitted afterwards."""
+def test_it_pays(crop, tmp_path, path, quality, restoration, least):
+    """By the loss, with the filter behind it and without."""
     images = tf.cast(crop(192, 256)[None], tf.float32)
-    choosing, plain = (with_config(path, tmp_path, restoration=False, rdoq=bits) for bits in (BITS[path], 0.0))
+    choosing, plain = (with_config(path, tmp_path, restoration=restoration, rdoq=bits) for bits in (BITS[path], 0.0))
     _, controls = plain.rate_control.of_wish([1, 192, 256], quality=quality)
 
     def loss_and_rate(codec):
@@ -113,7 +122,7 @@ def test_it_is_never_worse_than_rounding(medium, crop):
     eager = load(MEDIUM)
     eager.config = dataclasses.replace(medium.config, rdoq=0.1)
     _, moved = rdoq._round(eager, images, before, controls)
-    (loss_before, _), (loss_moved, _) = (rdoq._round(eager, images, x, controls, last=True) for x in (before, moved))
+    loss_before, loss_moved = (rdoq._round(eager, images, x, controls, last=True)[0] for x in (before, moved))
     assert loss_moved > loss_before
     np.testing.assert_array_equal(rdoq.better_symbols(eager, images, before, controls), before)
 
@@ -126,14 +135,16 @@ def test_what_does_not_pay_at_all_stays(medium, crop):
 
 
 def test_the_gradient_is_that_of_the_error(medium, crop):
-    """By finite differences, of the latents in which the picture is decoded."""
+    """By finite differences, of the latents in which the picture is decoded. It is the error behind the filter."""
     images, controls, analysed = prepared(medium, crop, 3, 64, 64)
     decoded = medium.code(TableRate(medium.bank), analysed, tf.shape(images)[:3], **controls)
-    _, gradient = rdoq._decode(medium, images, decoded, controls, alone=False)
     weights_ = medium.error_weights(tf.shape(images), **controls)
+    filters, _ = restoration.fit(images, medium.reconstruct(decoded), weights_)
+    assert np.any(filters)
+    gradient = rdoq._gradients(medium, images, decoded, weights_, filters)
 
     def error(latents):
-        picture = tf.cast(medium.reconstruct(latents), tf.float64)
+        picture = tf.cast(restoration.apply(medium.reconstruct(latents), filters), tf.float64)
         return float(tf.reduce_sum(tf.cast(weights_, tf.float64) * (picture - tf.cast(images, tf.float64)) ** 2) / 3)
 
     direction = gradient / tf.norm(gradient)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from variants import with_config
 
-from models import refine
+from models import refine, weights
 from models.codec import load, load_for_training
 from models.elic import ELIC, Config
 from models.errors import UserError
@@ -50,6 +51,15 @@ def test_what_is_found_worse_is_not_taken(tiny_weights, crop, monkeypatch):
     monkeypatch.setattr(refine, "RATE", 30.0)
     codec, picture = load(tiny_weights), crop(48, 64)
     assert codec.compress(picture, refine=2) == codec.compress(picture)
+
+
+def test_symbols_are_chosen_once_more_behind_it(tmp_path, crop):
+    path, picture = weights.SHIPPED / "elic/medium.safetensors", crop(128, 160)
+    losses = {}
+    for bits in (0.0, 14.0):
+        codec = with_config(path, tmp_path, rdoq=bits)
+        losses[bits] = loss_of_file(codec, picture, codec.lambdas[0], quality=1, refine=2)
+    assert losses[14.0] < 0.995 * losses[0.0]
 
 
 def test_a_codec_that_comes_from_no_file(tiny_weights, crop):
