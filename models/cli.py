@@ -118,6 +118,7 @@ def _add_compress(commands, entry: registry.Entry) -> None:
     entry.codec.add_compress_flags(parser, rate)
     rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
     rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
+    _add_effort_flag(parser, entry)
     _add_refine_flag(parser, entry)
     _add_tile_flag(parser)
     _add_weights_flags(parser, entry)
@@ -157,6 +158,17 @@ def _add_refine_flag(parser, entry: registry.Entry) -> None:
         )
 
 
+def _add_effort_flag(parser, entry: registry.Entry) -> None:
+    if entry.codec.refinable:
+        parser.add_argument(
+            "--effort",
+            type=int,
+            metavar="N",
+            help="Rounds in which better symbols are looked for, with weights whose files have them chosen by rate and "
+            f"distortion: {entry.codec.effort} by default, 0 takes the nearest symbols and is the fastest.",
+        )
+
+
 def _add_tile_flag(parser) -> None:
     parser.add_argument(
         "--tile",
@@ -190,6 +202,7 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         metavar="Q[,Q…]",
         help="For weights of variable rate: qualities to measure, as `compress` takes them.",
     )
+    _add_effort_flag(parser, entry)
     _add_refine_flag(parser, entry)
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
     parser.add_argument(
@@ -236,6 +249,7 @@ def _add_export(commands, entry: registry.Entry) -> None:
         help="The served model refuses requests of more, pictures padded to the model's stride, so that none can take "
         "the server's memory.",
     )
+    _add_effort_flag(parser, entry)
     _add_tile_flag(parser)
     parser.add_argument(
         "--gpu",
@@ -280,11 +294,15 @@ def _weights_path(model: str, args: argparse.Namespace) -> Path:
     return Path(args.weights) if args.weights else weights.default(model, args.preset)
 
 
-def _load(model: str, path: Path, synthesis: bool = True, tile: int | None = None):
+def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = True):
+    """The codec of a weights file, as --tile and --effort want it where a subcommand has these."""
     from models.codec import load
 
+    tile, effort = getattr(args, "tile", None), getattr(args, "effort", None)
     if tile is not None and tile < 1:
         raise UserError(f"--tile {tile}: must be at least 1")
+    if effort is not None and effort < 0:
+        raise UserError(f"--effort {effort}: must not be negative")
 
     weights.check_model(path, model)
     codec = load(path, synthesis=synthesis)
@@ -293,6 +311,10 @@ def _load(model: str, path: Path, synthesis: bool = True, tile: int | None = Non
             f"--tile: each pixel depends on the whole picture with these {model} weights, which normalise over it"
         )
     codec.tile = None if tile is None else min(tile, container.MAX_PIXELS)
+    if effort is not None:
+        if effort and not codec.rdoq:
+            raise UserError(f"--effort {effort}: files of these {model} weights take the nearest symbols")
+        codec.effort = effort
     return codec
 
 
@@ -327,7 +349,7 @@ def _compress(model: str, args: argparse.Namespace) -> int:
             raise UserError(f"--{name} {wish:g}: must be a number above 0")
     inputs = files.expand_inputs(args.inputs)
     targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
-    codec = _load(model, _weights_path(model, args), synthesis=False, tile=args.tile)
+    codec = _load(model, _weights_path(model, args), args, synthesis=False)
     codec.rate_control.check_quality(getattr(args, "quality", None))
     refine = _refine_controls(args)
 
@@ -377,7 +399,7 @@ def _codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.H
         key = None if args.weights else header.weights_id
         if key not in codecs:
             path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
-            codecs[key] = _load(model, path, tile=getattr(args, "tile", None))
+            codecs[key] = _load(model, path, args)
         return codecs[key]
 
     return codec_for
@@ -429,7 +451,7 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
     for target in filter(None, (args.json, args.plot)):
         files.check_target(target, args.force)
     path = _weights_path(model, args)
-    codec = _load(model, path)
+    codec = _load(model, path, args)
     metric = "psnr" if codec.distortion == MSE else "ms_ssim"
     anchors = []
     if args.anchors is not None:
@@ -445,7 +467,9 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
     refine = _refine_controls(args)
     if len(inputs) * len(args.quality) >= TRACE_FROM:
         codec.trace()
-    facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings(), **refine}
+    effort = {} if getattr(args, "effort", None) is None else {"effort": codec.effort}
+    facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
+    facts |= effort | refine
     code, curve = 0, []
     for quality in args.quality:
         measurements = []
@@ -492,7 +516,7 @@ def _export(model: str, args: argparse.Namespace) -> int:
         limit = container.MAX_PIXELS // 10**6
         raise UserError(f"--max_megapixels {args.max_megapixels:g}: must be above 0 and at most {limit}")
     path = _weights_path(model, args)
-    codec = _load(model, path, tile=args.tile)
+    codec = _load(model, path, args)
     from models import serving
     from transforms import exact
 

@@ -83,6 +83,8 @@ class Codec(Flags, tf.keras.Model):
     gaussians = 0
     #: Side of the tiles in which pictures are worked through, in pixels; None: as `transforms.tiling` sees fit.
     tile: int | None = None
+    #: Rounds in which better symbols are looked for before a file is written, where the weights have `rdoq`.
+    effort: int = 6
     entry = None  # set by registry.register
 
     def __init__(self, config, lmbda: float | Sequence[float] = 0.01):
@@ -580,7 +582,8 @@ class Codec(Flags, tf.keras.Model):
         if self._refiner is None:
             self._refiner = Refiner(self, self.in_training_form())
         # Symbols are chosen behind it: what steps settle on is the nearest integer to where they end.
-        return better_symbols(self, images, self._refiner(images, analysed, steps, controls), controls)
+        choose = self._traced.get("choose", self._choose)
+        return choose(images, self._refiner(images, analysed, steps, controls), controls)
 
     def in_training_form(self) -> Codec:
         """This codec with the variables of training, from its file; one that was trained just now is that itself."""
@@ -598,7 +601,10 @@ class Codec(Flags, tf.keras.Model):
 
     def analyse_for_file(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse_twice` of padded pictures [B, H, W, 3], and better symbols (`models/rdoq.py`)."""
-        return better_symbols(self, images, self.analyse_twice(images, controls), controls)
+        return self._choose(images, self.analyse_twice(images, controls), controls)
+
+    def _choose(self, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
+        return better_symbols(self, images, analysed, controls)
 
     def analyse_twice(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures [B, H, W, 3], and once more of what the synthesis would leave out of them.
@@ -682,6 +688,7 @@ class Codec(Flags, tf.keras.Model):
         self._traced = {
             "encode": tf.function(self._encode, input_signature=encode, autograph=False),
             "decode": tf.function(self._decode, input_signature=decode, autograph=False),
+            "choose": tf.function(self._choose, autograph=False, reduce_retracing=True),
         }
 
     def compress_to(self, image: np.ndarray, target_bytes: int, **controls) -> bytes:

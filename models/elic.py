@@ -103,7 +103,7 @@ _SMALL = Config(
     parameter_width=96,
     restoration=True,
     compensation=0.7,
-    rdoq=14.0,
+    rdoq=11.5,
 )
 PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
 """`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""

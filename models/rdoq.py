@@ -10,14 +10,13 @@ needs. Files have the same format. Not in the papers.
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from models import restoration
 from models.latents import TableRate
 from transforms import tiling
 
-#: Bits that a move has to save, all in all, and how often moves are looked for.
-THRESHOLD, ROUNDS = 0.5, 3
 #: Side of the tiles, in pixels, in which gradients of large pictures are found: a step back keeps all activations,
 #: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that.
 TILE = 768
@@ -28,7 +27,8 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
 
     What a move of one step does to λ times the squared error is estimated as its slope there and `Codec.rdoq` bits. For
     one latent alone these are 6 / ln 2 = 8.7 bits where the step size is right for λ (6 dB a bit). Latents that move
-    together are in each other's way, so it takes more.
+    together are in each other's way, so it takes more, and only every other latent may move in a round, of which
+    there are `Codec.effort`.
 
     Args:
       codec: with tables; `analyse` gives one tensor of latents, and losses are of squared errors.
@@ -37,42 +37,61 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
       controls: of `Codec.transmit`, padded.
 
     Returns:
-      As `analysed`; that itself where `Codec.rdoq` is 0.
+      As `analysed`; that itself where `Codec.rdoq` or `Codec.effort` is 0.
     """
-    if not codec.rdoq:
+    if not codec.rdoq or not codec.effort:
         return analysed
-    best, least, latents = analysed, None, analysed
-    for last in (*[False] * ROUNDS, True):
-        loss, moved = _round(codec, images, latents, controls, last)
-        if least is None:
-            least = loss
-        # Estimates can be wrong: of each picture what is best by the loss of its file is taken.
-        best = tf.where((loss < least)[:, None, None, None], latents, best)
-        least, latents = tf.minimum(loss, least), moved
-    return best
+
+    def step(turn, latents, best, least):
+        loss, moved = _round(codec, images, latents, controls, turn)
+        return turn + 1, moved, *_better(latents, loss, best, least)
+
+    least = tf.fill(tf.shape(images)[:1], np.inf)
+    start = (tf.constant(0), analysed, analysed, least)
+    _, latents, best, least = tf.while_loop(lambda turn, *_: turn < codec.effort, step, start, parallel_iterations=1)
+    loss, _ = _round(codec, images, latents, controls)
+    return _better(latents, loss, best, least)[0]
 
 
-def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor], last: bool = False):
-    """The loss of latents, [B], and the latents after their moves; None if it is the last round, which makes none."""
+def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of each picture the latents of less loss, [B], and that: estimates of what moves bring can be wrong."""
+    return tf.where((loss < least)[:, None, None, None], latents, best), tf.minimum(loss, least)
+
+
+def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor], turn=None):
+    """The loss of latents, [B], and latents after their moves in that turn, int32 []; without one there are none."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(analysed)
         coder = _Passes(codec.bank, tape)
         decoded = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
-    pictures, weights = codec.reconstruct_in_tiles(decoded), codec.error_weights(tf.shape(images), **controls)
-    # What counts is the error behind the filter that the file will hold, and that changes with the symbols.
-    filters = restoration.fit(images, pictures, weights)[0] if codec.restores else None
-    pictures = tf.clip_by_value(restoration.apply(pictures, filters), 0.0, 255.0)
+    weights, moved = codec.error_weights(tf.shape(images), **controls), None
+    if turn is None:
+        pictures = codec.reconstruct_in_tiles(decoded)
+    else:
+        pictures, gradients = _gradients(codec, images, decoded, weights)
+        given = [latent for latent, *_ in coder.passes]
+        gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], gradients)
+        moves = [coder.moves(*one, gradient, codec.rdoq) for one, gradient in zip(coder.passes, gradients, strict=True)]
+        moves = [tf.where(_turn_of(move, turn), move, 0.0) for move in moves]
+        # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
+        gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
+        moved = analysed + tape.gradient(given, analysed, moves) / gains**2
+    restored = tf.clip_by_value(_behind_filter(codec, images, pictures, weights), 0.0, 255.0)
     bpp = tf.add_n(list(coder.bits.values())) / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
-    loss = codec.rate_distortion(tf.cast(images, tf.float32), pictures, bpp, **controls)
-    if last:
-        return loss, None
-    gradients = _gradients(codec, images, decoded, weights, filters)
-    given = [latent for latent, *_ in coder.passes]
-    gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], gradients)
-    moves = [coder.moves(*one, gradient, codec.rdoq) for one, gradient in zip(coder.passes, gradients, strict=True)]
-    # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
-    gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
-    return loss, analysed + tape.gradient(given, analysed, moves) / gains**2
+    return codec.rate_distortion(tf.cast(images, tf.float32), restored, bpp, **controls), moved
+
+
+def _turn_of(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """Which latents [B, H, W, C] may move in a turn, bool [H, W, C]: neighbours take turns, as on a checkerboard."""
+    rows, columns, channels = (tf.range(size) for size in tf.unstack(tf.shape(latents)[1:]))
+    return (rows[:, None, None] + columns[:, None] + channels + turn) % 2 == 0
+
+
+def _behind_filter(codec, images: tf.Tensor, pictures: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Pictures behind the filters that their files will hold: what counts is their error there."""
+    if not codec.restores:
+        return pictures
+    return restoration.apply(pictures, restoration.fit(images, tf.stop_gradient(pictures), weights)[0])
 
 
 class _Passes(TableRate):
@@ -97,7 +116,7 @@ class _Passes(TableRate):
     def moves(self, latent: tf.Tensor, decoded: tf.Tensor, symbols: tf.Tensor, rows: tf.Tensor, gradient, curvature):
         """By how much each latent of a pass moves: to the middle of the next symbol on either side, or not at all."""
         cost = self.cost(symbols, rows, folded=True)
-        best, move = tf.fill(tf.shape(cost), THRESHOLD), tf.zeros_like(latent)
+        best, move = tf.zeros_like(cost), tf.zeros_like(latent)
         for step in (-1, 1):
             saved = cost - self.cost(symbols + step, rows, folded=True) - (step * gradient + curvature)
             move = tf.where(saved > best, decoded + step - latent, move)
@@ -105,17 +124,21 @@ class _Passes(TableRate):
         return move
 
 
-def _gradients(codec, images: tf.Tensor, decoded, weights: tf.Tensor, filters: tf.Tensor | None):
-    """The gradients, in bits, with respect to decoded latents of the weighted squared error behind the filters."""
+def _gradients(codec, images: tf.Tensor, decoded, weights: tf.Tensor):
+    """Pictures before their filters, and the gradients with respect to latents of the weighted squared error, in bits.
+
+    It is the error behind the filter; of large pictures, behind one for each tile.
+    """
 
     def gradients(original, weights, *latents):
+        original = tf.cast(original, tf.float32)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(latents)
-            picture = restoration.apply(codec.reconstruct(tf.nest.pack_sequence_as(decoded, latents)), filters)
-            error = weights * tf.math.squared_difference(picture, tf.cast(original, tf.float32))
-            loss = tf.reduce_sum(error) / 3
-        return tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
+            pictures = codec.reconstruct(tf.nest.pack_sequence_as(decoded, latents))
+            restored = _behind_filter(codec, original, pictures, weights)
+            loss = tf.reduce_sum(weights * tf.math.squared_difference(restored, original)) / 3
+        return pictures, tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
 
     r, parts = codec.reach, tf.nest.flatten(decoded)
     inputs, cells = [images, weights, *parts], [1, 1, *r.decoded]
-    return tiling.in_tiles(gradients, inputs, cells, r.decoded, r.unit, r.synthesis, TILE)
+    return tiling.in_tiles(gradients, inputs, cells, [1, *r.decoded], r.unit, r.synthesis, TILE)

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
+from variants import with_config
 
 from models import cli, images
 from models.codec import Codec
@@ -419,6 +420,27 @@ def test_refined_files(run, tiny, crop):
     for command in ("compress", "evaluate"):
         assert run(command, "a.png", "-f", "--refine", "-2", *W) == 1
         assert run.err == "error: --refine -2: must not be negative\n"
+
+
+def test_effort(run, tiny, crop, tmp_path):
+    with_config(tiny.path, tmp_path, rdoq=1.0)
+    choosing = ["--weights", tmp_path / "weights.safetensors"]
+    save("a.png", crop(70, 90))
+    sizes = {}
+    for effort in (0, 1, 6):
+        assert run("compress", "a.png", "-f", "--effort", effort, *choosing) == 0
+        sizes[effort] = Path("a.png.tfci").read_bytes()
+        assert run("evaluate", "a.png", "-f", "--effort", effort, "--json", "figures.json", *choosing) == 0
+        figures = json.loads(Path("figures.json").read_text())
+        assert figures["effort"] == effort and figures["pictures"][0]["num_bytes"] == len(sizes[effort])
+    assert run("compress", "a.png", "-f", *choosing) == 0
+    assert Path("a.png.tfci").read_bytes() == sizes[6] != sizes[0] == tiny.compress(crop(70, 90))
+    assert run("compress", "a.png", "-f", "--effort", "0", *W) == 0
+    for command in ("compress", "evaluate"):
+        assert run(command, "a.png", "-f", "--effort", "-1", *choosing) == 1
+        assert run.err == "error: --effort -1: must not be negative\n"
+        assert run(command, "a.png", "-f", "--effort", "2", *W) == 1
+        assert run.err == "error: --effort 2: files of these elic weights take the nearest symbols\n"
 
 
 def test_evaluate_prints_a_table_and_writes_json(run, tiny, crop):
