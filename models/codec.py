@@ -597,7 +597,7 @@ class Codec(Flags, tf.keras.Model):
     def _picture(self, latents, coefficients: tf.Tensor | None, size) -> tf.Tensor:
         """Pictures float32 [B, H, W, 3] of latents and of the coefficients of their filters, if there are any."""
         decoded = self.reconstruct_in_tiles(latents)[:, : size[0], : size[1]]
-        return restoration.apply(decoded, coefficients)
+        return decoded if coefficients is None else restoration.apply(decoded, coefficients)
 
     def analyse_for_file(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse_twice` of padded pictures [B, H, W, 3], and better symbols (`models/rdoq.py`)."""

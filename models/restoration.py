@@ -96,15 +96,13 @@ def _solve(squares: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
     return rows[:, :, count:]
 
 
-def apply(decoded: tf.Tensor, coefficients: tf.Tensor | None) -> tf.Tensor:
+def apply(decoded: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
     """Restored pictures.
 
     Args:
       decoded: float32 [B, H, W, 3] in 0..255.
-      coefficients: int32 [B, COEFFICIENTS], of `fit`; zeros change nothing, nor does None.
+      coefficients: int32 [B, COEFFICIENTS], of `fit`; zeros change nothing.
     """
-    if coefficients is None:
-        return decoded
 
     def one(arguments):
         picture, weights = arguments

@@ -436,6 +436,9 @@ def test_effort(run, tiny, crop, tmp_path):
     assert run("compress", "a.png", "-f", *choosing) == 0
     assert Path("a.png.tfci").read_bytes() == sizes[6] != sizes[0] == tiny.compress(crop(70, 90))
     assert run("compress", "a.png", "-f", "--effort", "0", *W) == 0
+    with mock.patch("models.serving.export") as export:
+        assert run("export", "served", "--effort", "2", *choosing) == 0
+    assert export.call_args.args[0].effort == 2
     for command in ("compress", "evaluate"):
         assert run(command, "a.png", "-f", "--effort", "-1", *choosing) == 1
         assert run.err == "error: --effort -1: must not be negative\n"
