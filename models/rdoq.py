@@ -55,7 +55,8 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
 
 def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Of each picture the latents of less loss, [B], and that: estimates of what moves bring can be wrong."""
-    return tf.where((loss < least)[:, None, None, None], latents, best), tf.minimum(loss, least)
+    best = tf.ensure_shape(tf.where((loss < least)[:, None, None, None], latents, best), best.shape)
+    return best, tf.ensure_shape(tf.minimum(loss, least), least.shape)
 
 
 def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor], turn=None):
@@ -75,7 +76,7 @@ def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf
         moves = [tf.where(_turn_of(move, turn), move, 0.0) for move in moves]
         # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
         gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
-        moved = analysed + tape.gradient(given, analysed, moves) / gains**2
+        moved = tf.ensure_shape(analysed + tape.gradient(given, analysed, moves) / gains**2, analysed.shape)
     restored = tf.clip_by_value(_behind_filter(codec, images, pictures, weights), 0.0, 255.0)
     bpp = tf.add_n(list(coder.bits.values())) / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
     return codec.rate_distortion(tf.cast(images, tf.float32), restored, bpp, **controls), moved

@@ -47,6 +47,14 @@ def test_traced_refines_as_well(tiny_weights, crop):
     assert traced < loss_of_file(codec, picture, codec.lmbda)
 
 
+def test_traced_chooses_symbols_of_pictures_of_any_size(tiny_weights, tmp_path, crop):
+    codec = with_config(tiny_weights, tmp_path, rdoq=1.0)
+    codec.trace()
+    for height, width in ((48, 64), (64, 48), (32, 96)):
+        picture = crop(height, width)
+        assert codec.decompress(codec.compress(picture, refine=1)).shape == picture.shape
+
+
 def test_what_is_found_worse_is_not_taken(tiny_weights, crop, monkeypatch):
     monkeypatch.setattr(refine, "RATE", 30.0)
     codec, picture = load(tiny_weights), crop(48, 64)
