@@ -423,8 +423,7 @@ def test_refined_files(run, tiny, crop):
 
 
 def test_effort(run, tiny, crop, tmp_path):
-    with_config(tiny.path, tmp_path, rdoq=1.0)
-    choosing = ["--weights", tmp_path / "weights.safetensors"]
+    choosing = ["--weights", with_config(tiny.path, tmp_path, rdoq=1.0).path]
     save("a.png", crop(70, 90))
     sizes = {}
     for effort in (0, 1, 6):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from variants import with_config
+from variants import gain, with_config
 
 from models import sft, weights
 from models.codec import load
@@ -65,19 +65,8 @@ def test_nothing_is_lost_without_rounding(medium, crop):
 )
 def test_it_pays(crop, tmp_path, path, quality, least):
     """Of rounded latents: where symbols are chosen, too, that brings most of the same (res/doc/elic.md)."""
-    images = tf.cast(crop(192, 256)[None], tf.float32)
-    codec, plain = (
-        with_config(path, tmp_path, compensation=share, rdoq=0.0) for share in (load(path).compensation, 0.0)
-    )
-    _, controls = codec.rate_control.of_wish([1, 192, 256], quality=quality)
-
-    def loss_and_rate(codec):
-        reconstruction, bits = codec(images, **controls)
-        bpp = tf.add_n(list(bits.values())) / (192 * 256)
-        return float(codec.rate_distortion(images, reconstruction, bpp, **controls)[0]), float(bpp[0])
-
-    (loss, _), (before, rate) = loss_and_rate(codec), loss_and_rate(plain)
-    assert (before - loss) / rate > least
+    once, twice = ({"rdoq": 0.0, "compensation": share} for share in (0.0, load(path).compensation))
+    assert gain(path, tmp_path, crop(192, 256), quality, once, twice) > least
 
 
 def test_refinement_begins_with_what_both_gave(compensating, crop, monkeypatch):

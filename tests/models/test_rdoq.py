@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from variants import with_config
+from variants import gain, with_config
 
 from models import rdoq, restoration, sft, weights
 from models.codec import load
@@ -59,17 +59,8 @@ def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
 )
 def test_it_pays(crop, tmp_path, path, quality, restoration, least):
     """By the loss, with the filter behind it and without."""
-    images = tf.cast(crop(192, 256)[None], tf.float32)
-    choosing, plain = (with_config(path, tmp_path, restoration=restoration, rdoq=bits) for bits in (BITS[path], 0.0))
-    _, controls = plain.rate_control.of_wish([1, 192, 256], quality=quality)
-
-    def loss_and_rate(codec):
-        reconstruction, bits = codec(images, **controls)
-        bpp = tf.add_n(list(bits.values())) / (192 * 256)
-        return float(codec.rate_distortion(images, reconstruction, bpp, **controls)[0]), float(bpp[0])
-
-    (loss, _), (before, rate) = loss_and_rate(choosing), loss_and_rate(plain)
-    assert (before - loss) / rate >= least
+    plain, choosing = ({"restoration": restoration, "rdoq": bits} for bits in (0.0, BITS[path]))
+    assert gain(path, tmp_path, crop(192, 256), quality, plain, choosing) >= least
 
 
 def passes_of(codec, analysed, images, controls):
