@@ -20,15 +20,21 @@ from transforms import tiling
 #: Side of the tiles, in pixels, in which gradients of large pictures are found: a step back keeps all activations,
 #: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that.
 TILE = 768
+#: The share of the reluctance that the first of many rounds has, and by how much it grows from round to round at most.
+EAGER, STEP = 0.6, 0.06
+#: What the slopes of a round keep of those of the round before: latents that moved together see their common error from
+#: both sides.
+MEMORY = 0.3
 
 
 def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
     """Latents of which some have moved to the next symbol, where that is better by rate and distortion.
 
-    What a move of one step does to λ times the squared error is estimated as its slope there and `Codec.rdoq` bits. For
-    one latent alone these are 6 / ln 2 = 8.7 bits where the step size is right for λ (6 dB a bit). Latents that move
-    together are in each other's way, so it takes more, and only every other latent may move in a round, of which
-    there are `Codec.effort`.
+    What a move of one step does to λ times the squared error is estimated as its slope there and some bits of
+    reluctance. For one latent alone these are 6 / ln 2 = 8.7 bits where the step size is right for λ (6 dB a bit).
+    Latents that move together are in each other's way, so it takes more, `Codec.rdoq`, and only every other latent may
+    move in a round, of which there are `Codec.effort`. Early rounds are less reluctant, as in annealing: they leave
+    what rounding gave, and if they overdo it, later rounds have the time to take that back.
 
     Args:
       codec: with tables; `analyse` gives one tensor of latents, and losses are of squared errors.
@@ -41,16 +47,22 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
     """
     if not codec.rdoq or not codec.effort:
         return analysed
+    bits = tf.constant(_reluctance(codec.rdoq, codec.effort), tf.float32)
 
-    def step(turn, latents, best, least):
-        loss, moved = _round(codec, images, latents, controls, turn)
-        return turn + 1, moved, *_better(latents, loss, best, least)
+    def step(turn, latents, slopes, best, least):
+        loss, moved, slopes = _round(codec, images, latents, controls, turn, bits[turn], slopes)
+        return turn + 1, moved, slopes, *_better(latents, loss, best, least)
 
+    slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(analysed, **controls))
     least = tf.fill(tf.shape(images)[:1], np.inf)
-    start = (tf.constant(0), analysed, analysed, least)
-    _, latents, best, least = tf.while_loop(lambda turn, *_: turn < codec.effort, step, start, parallel_iterations=1)
-    loss, _ = _round(codec, images, latents, controls)
-    return _better(latents, loss, best, least)[0]
+    start = (tf.constant(0), analysed, slopes, analysed, least)
+    _, latents, _, best, least = tf.while_loop(lambda turn, *_: turn < codec.effort, step, start, parallel_iterations=1)
+    return _better(latents, _loss(codec, images, latents, controls), best, least)[0]
+
+
+def _reluctance(bits: float, rounds: int) -> np.ndarray:
+    """Bits for each of so many rounds: up to `bits` in equal steps, the more the rounds the further down they begin."""
+    return bits * np.linspace(max(1 - STEP * (rounds - 1), EAGER), 1, rounds)
 
 
 def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -59,27 +71,50 @@ def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tens
     return best, tf.ensure_shape(tf.minimum(loss, least), least.shape)
 
 
-def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor], turn=None):
-    """The loss of latents, [B], and latents after their moves in that turn, int32 []; without one there are none."""
+def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor], turn, bits, slopes):
+    """One round.
+
+    Args:
+      turn: its number, int32 [].
+      bits: of reluctance, float32 [].
+      slopes: the gradients that the round before returned, of what `Codec.code` returns; any in the first.
+
+    Returns:
+      The loss of the latents given, [B]; latents after their moves; the gradients by which they moved.
+    """
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(analysed)
         coder = _Passes(codec.bank, tape)
         decoded = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
-    weights, moved = codec.error_weights(tf.shape(images), **controls), None
-    if turn is None:
-        pictures = codec.reconstruct_in_tiles(decoded)
-    else:
-        pictures, gradients = _gradients(codec, images, decoded, weights)
-        given = [latent for latent, *_ in coder.passes]
-        gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], gradients)
-        moves = [coder.moves(*one, gradient, codec.rdoq) for one, gradient in zip(coder.passes, gradients, strict=True)]
-        moves = [tf.where(_turn_of(move, turn), move, 0.0) for move in moves]
-        # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
-        gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
-        moved = tf.ensure_shape(analysed + tape.gradient(given, analysed, moves) / gains**2, analysed.shape)
+    weights = codec.error_weights(tf.shape(images), **controls)
+    pictures, now = _gradients(codec, images, decoded, weights)
+    loss = _loss_of(codec, images, pictures, weights, coder, controls)
+    memory = tf.where(turn > 0, MEMORY, 0.0)
+    slopes = tf.nest.map_structure(
+        lambda old, new: tf.ensure_shape(memory * old + (1 - memory) * new, old.shape), slopes, now
+    )
+    given = [latent for latent, *_ in coder.passes]
+    gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], slopes)
+    moves = [coder.moves(*one, gradient, bits) for one, gradient in zip(coder.passes, gradients, strict=True)]
+    moves = [tf.where(_turn_of(move, turn), move, 0.0) for move in moves]
+    # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
+    gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
+    return loss, tf.ensure_shape(analysed + tape.gradient(given, analysed, moves) / gains**2, analysed.shape), slopes
+
+
+def _loss(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
+    """The loss of the files of latents, [B]."""
+    coder = TableRate(codec.bank)
+    pictures = codec.reconstruct_in_tiles(codec.code(coder, analysed, tf.shape(images)[:3], **controls))
+    weights = codec.error_weights(tf.shape(images), **controls)
+    return _loss_of(codec, images, pictures, weights, coder, controls)
+
+
+def _loss_of(codec, images: tf.Tensor, pictures: tf.Tensor, weights: tf.Tensor, coder, controls) -> tf.Tensor:
+    """`_loss` of pictures that are decoded, before their filter, and of what has counted their bits."""
     restored = tf.clip_by_value(_behind_filter(codec, images, pictures, weights), 0.0, 255.0)
     bpp = tf.add_n(list(coder.bits.values())) / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
-    return codec.rate_distortion(tf.cast(images, tf.float32), restored, bpp, **controls), moved
+    return codec.rate_distortion(tf.cast(images, tf.float32), restored, bpp, **controls)
 
 
 def _turn_of(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
@@ -114,12 +149,12 @@ class _Passes(TableRate):
         self.passes.append((latent, decoded, tf.cast(tf.round(decoded - mean), tf.int32), tf.cast(rows, tf.int32)))
         return decoded
 
-    def moves(self, latent: tf.Tensor, decoded: tf.Tensor, symbols: tf.Tensor, rows: tf.Tensor, gradient, curvature):
+    def moves(self, latent: tf.Tensor, decoded: tf.Tensor, symbols: tf.Tensor, rows: tf.Tensor, gradient, reluctance):
         """By how much each latent of a pass moves: to the middle of the next symbol on either side, or not at all."""
         cost = self.cost(symbols, rows, folded=True)
         best, move = tf.zeros_like(cost), tf.zeros_like(latent)
         for step in (-1, 1):
-            saved = cost - self.cost(symbols + step, rows, folded=True) - (step * gradient + curvature)
+            saved = cost - self.cost(symbols + step, rows, folded=True) - (step * gradient + reluctance)
             move = tf.where(saved > best, decoded + step - latent, move)
             best = tf.maximum(saved, best)
         return move

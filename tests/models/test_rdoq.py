@@ -63,6 +63,12 @@ def test_it_pays(crop, tmp_path, path, quality, restoration, least):
     assert gain(path, tmp_path, crop(192, 256), quality, plain, choosing) >= least
 
 
+def after_round(codec, images, latents, controls, turn=0):
+    """Latents after one round that knows of none before."""
+    slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(latents, **controls))
+    return rdoq._round(codec, images, latents, controls, turn, codec.rdoq, slopes)[1]
+
+
 def passes_of(codec, analysed, images, controls):
     with tf.GradientTape() as tape:
         coder = rdoq._Passes(codec.bank, tape)
@@ -74,7 +80,7 @@ def passes_of(codec, analysed, images, controls):
 def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop, tmp_path):
     codec = with_config(path, tmp_path, rdoq=BITS[path])
     images, controls, before = prepared(codec, crop, quality, 192, 256)
-    _, after = rdoq._round(codec, images, before, controls, turn=0)
+    after = after_round(codec, images, before, controls)
     moved = 0
     for (latent, decoded, *_), (now, *_) in zip(*(passes_of(codec, x, images, controls) for x in (before, after))):
         changed = np.abs(now - latent) > 1e-3
@@ -112,8 +118,8 @@ def test_it_is_never_worse_than_rounding(medium, crop):
     images, controls, before = prepared(medium, crop, 5)
     eager = load(MEDIUM)
     eager.config = dataclasses.replace(medium.config, rdoq=0.1)
-    _, moved = rdoq._round(eager, images, before, controls, turn=0)
-    loss_before, loss_moved = (rdoq._round(eager, images, x, controls)[0] for x in (before, moved))
+    moved = after_round(eager, images, before, controls)
+    loss_before, loss_moved = (rdoq._loss(eager, images, x, controls) for x in (before, moved))
     assert loss_moved > loss_before
     np.testing.assert_array_equal(rdoq.better_symbols(eager, images, before, controls), before)
 
@@ -148,13 +154,13 @@ def test_tiles_give_nearly_the_same(medium, crop, monkeypatch, tmp_path):
     """Gradients near the seams see less than all of the picture that a latent shows in, and filters are of a tile."""
     images, controls, analysed = prepared(medium, crop, 3, 256, 320)
     unfiltered = with_config(MEDIUM, tmp_path, restoration=False)
-    _, whole = rdoq._round(unfiltered, images, analysed, controls, turn=0)
+    whole = after_round(unfiltered, images, analysed, controls)
     monkeypatch.setattr(rdoq, "TILE", 128)
-    _, tiles = rdoq._round(unfiltered, images, analysed, controls, turn=0)
+    tiles = after_round(unfiltered, images, analysed, controls)
     moved = np.abs(whole - analysed) > 1e-6
     assert np.mean((np.abs(tiles - analysed) > 1e-6) != moved) < 0.1 * np.mean(moved)
-    before, tiles = rdoq._round(medium, images, analysed, controls, turn=0)
-    assert rdoq._round(medium, images, tiles, controls)[0] < before
+    tiles = after_round(medium, images, analysed, controls)
+    assert rdoq._loss(medium, images, tiles, controls) < rdoq._loss(medium, images, analysed, controls)
 
 
 def test_neighbours_take_turns(medium, crop):
@@ -162,8 +168,41 @@ def test_neighbours_take_turns(medium, crop):
     for turn in (0, 1):
         mine = np.indices(before.shape[1:]).sum(0) % 2 == turn
         np.testing.assert_array_equal(rdoq._turn_of(before, turn), mine)
-    even, odd = (np.abs(rdoq._round(medium, images, before, controls, turn)[1] - before) > 1e-6 for turn in (0, 1))
+    even, odd = (np.abs(after_round(medium, images, before, controls, turn) - before) > 1e-6 for turn in (0, 1))
     assert np.any(even) and np.any(odd) and not np.any(even & odd)
+
+
+def test_reluctance_grows_from_round_to_round():
+    np.testing.assert_allclose(rdoq._reluctance(10.0, 1), [10.0])
+    np.testing.assert_allclose(rdoq._reluctance(10.0, 3), 10 - 10 * rdoq.STEP * np.array([2, 1, 0]))
+    many = rdoq._reluctance(10.0, 50)
+    assert many[0] == pytest.approx(10 * rdoq.EAGER) and many[-1] == 10 and np.all(np.diff(many) > 0)
+
+
+def test_rounds_remember_the_slopes_of_those_before(medium, crop):
+    images, controls, latents = prepared(medium, crop, 3)
+    old = tf.random.stateless_normal(latents.shape, [0, 1], 0, 50.0)
+    loss, _, first = rdoq._round(medium, images, latents, controls, 0, 11.5, old)
+    _, _, later = rdoq._round(medium, images, latents, controls, 1, 11.5, old)
+    decoded = medium.code(TableRate(medium.bank), latents, tf.shape(images)[:3], **controls)
+    weights_ = medium.error_weights(tf.shape(images), **controls)
+    now = rdoq._gradients(medium, images, decoded, weights_)[1]
+    np.testing.assert_allclose(first, now, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(later, rdoq.MEMORY * old + (1 - rdoq.MEMORY) * now, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(loss, rdoq._loss(medium, images, latents, controls), rtol=1e-5)
+
+
+def test_memory_and_eagerness_pay(medium, crop, monkeypatch):
+    images, controls, latents = prepared(medium, crop, 4, 192, 256)
+
+    def loss():
+        return float(rdoq._loss(medium, images, rdoq.better_symbols(medium, images, latents, controls), controls))
+
+    annealed = loss()
+    monkeypatch.setattr(rdoq, "EAGER", 1.0)
+    remembering = loss()
+    monkeypatch.setattr(rdoq, "MEMORY", 0.0)
+    assert annealed < remembering < loss()
 
 
 def test_a_batch_is_worked_through_picture_by_picture(medium, crop):
@@ -171,8 +210,8 @@ def test_a_batch_is_worked_through_picture_by_picture(medium, crop):
     other = tf.reverse(images, [2])
     pair = tf.concat([images, other], 0)
     both = {name: tf.concat([value, value], 0) for name, value in controls.items()}
-    together = rdoq._round(medium, pair, medium.analyse_twice(pair, both), both, turn=0)[1][0]
-    alone = rdoq._round(medium, images, analysed, controls, turn=0)[1][0]
+    together = after_round(medium, pair, medium.analyse_twice(pair, both), both)[0]
+    alone = after_round(medium, images, analysed, controls)[0]
     assert np.mean(np.abs(together - alone) > 1e-3) < 1e-3
 
 
