@@ -108,6 +108,7 @@ PRESETS = {
         sft_width=16,
         restoration=True,
         compensation=0.7,
+        rdoq=12.0,
     ),
 }
 
