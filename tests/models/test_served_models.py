@@ -30,8 +30,9 @@ assert not foreign, foreign
 """
 
 
-#: What makes a sender look at what a receiver will see.
-LOOKING = {"compensation": 0.7, "rdoq": 1.0}
+#: What makes a sender look at what a receiver will see, as the weights that ship have it. (Symbols are chosen by floats:
+#: one bit of reluctance is so eager that the last digit of a slope changes the file.)
+LOOKING = {"compensation": 0.7, "rdoq": 12.0}
 
 
 @pytest.mark.parametrize(
