@@ -30,7 +30,7 @@ assert not foreign, foreign
 """
 
 
-#: What makes a sender look at what a receiver will see, as the weights that ship have it. (Symbols are chosen by floats:
+#: What makes a sender look at what a receiver will see, as shipped weights have it. (Symbols are chosen by floats:
 #: one bit of reluctance is so eager that the last digit of a slope changes the file.)
 LOOKING = {"compensation": 0.7, "rdoq": 12.0}
 
