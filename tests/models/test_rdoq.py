@@ -14,8 +14,6 @@ from models.elic import ELIC, PRESETS
 from models.latents import TableRate
 
 MEDIUM, SFT = (weights.SHIPPED / name for name in ("elic/medium.safetensors", "sft/small.safetensors"))
-#: Bits that suit these weights.
-BITS = {MEDIUM: 11.5, SFT: 12.0}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def prepared(codec, crop, quality, height=128, width=160):
 
 @pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
 def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
-    choosing, image = with_config(path, tmp_path, rdoq=BITS[path]), crop(130, 190)
+    choosing, image = load(path), crop(130, 190)
     data = choosing.compress(image, quality=quality)
     _, controls = choosing.rate_control.of_wish([1, 130, 190], quality=quality)
     estimate, bits = choosing(tf.constant(image[None]), **controls)
@@ -59,7 +57,7 @@ def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
 )
 def test_it_pays(crop, tmp_path, path, quality, restoration, least):
     """By the loss, with the filter behind it and without."""
-    plain, choosing = ({"restoration": restoration, "rdoq": bits} for bits in (0.0, BITS[path]))
+    plain, choosing = ({"restoration": restoration, "rdoq": bits} for bits in (0.0, load(path).rdoq))
     assert gain(path, tmp_path, crop(192, 256), quality, plain, choosing) >= least
 
 
@@ -77,8 +75,8 @@ def passes_of(codec, analysed, images, controls):
 
 
 @pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
-def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop, tmp_path):
-    codec = with_config(path, tmp_path, rdoq=BITS[path])
+def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop):
+    codec = load(path)
     images, controls, before = prepared(codec, crop, quality, 192, 256)
     after = after_round(codec, images, before, controls)
     moved = 0
@@ -182,8 +180,8 @@ def test_reluctance_grows_from_round_to_round():
 def test_rounds_remember_the_slopes_of_those_before(medium, crop):
     images, controls, latents = prepared(medium, crop, 3)
     old = tf.random.stateless_normal(latents.shape, [0, 1], 0, 50.0)
-    loss, _, first = rdoq._round(medium, images, latents, controls, 0, 11.5, old)
-    _, _, later = rdoq._round(medium, images, latents, controls, 1, 11.5, old)
+    loss, _, first = rdoq._round(medium, images, latents, controls, 0, medium.rdoq, old)
+    _, _, later = rdoq._round(medium, images, latents, controls, 1, medium.rdoq, old)
     decoded = medium.code(TableRate(medium.bank), latents, tf.shape(images)[:3], **controls)
     weights_ = medium.error_weights(tf.shape(images), **controls)
     now = rdoq._gradients(medium, images, decoded, weights_)[1]
