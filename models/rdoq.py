@@ -23,8 +23,9 @@ TILE = 768
 #: The share of the reluctance that the first of many rounds has, and by how much it grows from round to round at most.
 EAGER, STEP = 0.6, 0.06
 #: What the slopes of a round keep of those of the round before: latents that moved together see their common error from
-#: both sides.
-MEMORY = 0.3
+#: both sides. `MEMORY` at first and, with many rounds, more and more, up to `RISE` times their number or `MOST`: late
+#: rounds go by the mean of several.
+MEMORY, RISE, MOST = 0.3, 0.04, 0.7
 
 
 def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -48,9 +49,10 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
     if not codec.rdoq or not codec.effort:
         return analysed
     bits = tf.constant(_reluctance(codec.rdoq, codec.effort), tf.float32)
+    memory = tf.constant(_memory(codec.effort), tf.float32)
 
     def step(turn, latents, slopes, best, least):
-        loss, moved, slopes = _round(codec, images, latents, controls, turn, bits[turn], slopes)
+        loss, moved, slopes = _round(codec, images, latents, controls, turn, bits[turn], memory[turn], slopes)
         return turn + 1, moved, slopes, *_better(latents, loss, best, least)
 
     slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(analysed, **controls))
@@ -65,19 +67,27 @@ def _reluctance(bits: float, rounds: int) -> np.ndarray:
     return bits * np.linspace(max(1 - STEP * (rounds - 1), EAGER), 1, rounds)
 
 
+def _memory(rounds: int) -> np.ndarray:
+    """What the slopes of each of so many rounds keep of the round before: nothing in the first."""
+    kept = np.linspace(MEMORY, np.clip(RISE * rounds, MEMORY, MOST), rounds)
+    kept[0] = 0
+    return kept
+
+
 def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Of each picture the latents of less loss, [B], and that: estimates of what moves bring can be wrong."""
     best = tf.ensure_shape(tf.where((loss < least)[:, None, None, None], latents, best), best.shape)
     return best, tf.ensure_shape(tf.minimum(loss, least), least.shape)
 
 
-def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor], turn, bits, slopes):
+def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls, turn, bits, memory, slopes):
     """One round.
 
     Args:
       turn: its number, int32 [].
       bits: of reluctance, float32 [].
-      slopes: the gradients that the round before returned, of what `Codec.code` returns; any in the first.
+      memory: what slopes keep of those of the round before, float32 [].
+      slopes: those that the round before returned, gradients with respect to what `Codec.code` returns.
 
     Returns:
       The loss of the latents given, [B]; latents after their moves; the gradients by which they moved.
@@ -89,7 +99,6 @@ def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf
     weights = codec.error_weights(tf.shape(images), **controls)
     pictures, now = _gradients(codec, images, decoded, weights)
     loss = _loss_of(codec, images, pictures, weights, coder, controls)
-    memory = tf.where(turn > 0, MEMORY, 0.0)
     slopes = tf.nest.map_structure(
         lambda old, new: tf.ensure_shape(memory * old + (1 - memory) * new, old.shape), slopes, now
     )

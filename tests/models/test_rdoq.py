@@ -64,7 +64,7 @@ def test_it_pays(crop, tmp_path, path, quality, restoration, least):
 def after_round(codec, images, latents, controls, turn=0):
     """Latents after one round that knows of none before."""
     slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(latents, **controls))
-    return rdoq._round(codec, images, latents, controls, turn, codec.rdoq, slopes)[1]
+    return rdoq._round(codec, images, latents, controls, turn, codec.rdoq, 0.0, slopes)[1]
 
 
 def passes_of(codec, analysed, images, controls):
@@ -177,16 +177,23 @@ def test_reluctance_grows_from_round_to_round():
     assert many[0] == pytest.approx(10 * rdoq.EAGER) and many[-1] == 10 and np.all(np.diff(many) > 0)
 
 
+def test_memory_grows_in_many_rounds():
+    np.testing.assert_allclose(rdoq._memory(1), [0.0])
+    np.testing.assert_allclose(rdoq._memory(4), [0.0, *[rdoq.MEMORY] * 3])
+    many = rdoq._memory(50)
+    assert many[0] == 0 and many[1] > rdoq.MEMORY and many[-1] == rdoq.MOST and np.all(np.diff(many) > 0)
+
+
 def test_rounds_remember_the_slopes_of_those_before(medium, crop):
     images, controls, latents = prepared(medium, crop, 3)
     old = tf.random.stateless_normal(latents.shape, [0, 1], 0, 50.0)
-    loss, _, first = rdoq._round(medium, images, latents, controls, 0, medium.rdoq, old)
-    _, _, later = rdoq._round(medium, images, latents, controls, 1, medium.rdoq, old)
+    loss, _, first = rdoq._round(medium, images, latents, controls, 0, medium.rdoq, 0.0, old)
+    _, _, later = rdoq._round(medium, images, latents, controls, 1, medium.rdoq, 0.4, old)
     decoded = medium.code(TableRate(medium.bank), latents, tf.shape(images)[:3], **controls)
     weights_ = medium.error_weights(tf.shape(images), **controls)
     now = rdoq._gradients(medium, images, decoded, weights_)[1]
     np.testing.assert_allclose(first, now, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(later, rdoq.MEMORY * old + (1 - rdoq.MEMORY) * now, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(later, 0.4 * old + 0.6 * now, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(loss, rdoq._loss(medium, images, latents, controls), rtol=1e-5)
 
 
@@ -199,7 +206,7 @@ def test_memory_and_eagerness_pay(medium, crop, monkeypatch):
     annealed = loss()
     monkeypatch.setattr(rdoq, "EAGER", 1.0)
     remembering = loss()
-    monkeypatch.setattr(rdoq, "MEMORY", 0.0)
+    monkeypatch.setattr(rdoq, "_memory", np.zeros)
     assert annealed < remembering < loss()
 
 
