@@ -100,6 +100,7 @@ class Codec(Flags, tf.keras.Model):
         self.decodes = True  # False if it has been loaded without the synthesis
         self._entropy_models: EntropyModels | None = None
         self.fixed: str | None = None  # the part that `fix` has fixed
+        self._sender: Callable | None = None  # `_sent` of the codec whose symbols this one learns from
         self._refiner: Refiner | None = None
         self.distortion = MSE  # what losses weigh against bits: see `judge_by`
         self._track(self.metric_names)
@@ -246,23 +247,33 @@ class Codec(Flags, tf.keras.Model):
         With training=False latents are rounded; once tables exist (`prepare`, `load`) the entropy networks run in
         integers and the bits are those of the tables, so that estimates and files agree.
         """
-        coder = self._rate_coder(training)
         images = tf.cast(images, tf.float32)
         shape = tf.shape(images)
         controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
         padded = self.pad(images)
-        if coder.exact:
-            analysed = self.analyse_for_file(padded, controls)
-        else:
-            analysed = self.analyse(padded, **controls) if training else self.analyse_twice(padded, controls)
-        reconstruction = self.reconstruct(self.code(coder, analysed, tf.shape(padded)[:3], **controls))
-        reconstruction = reconstruction[:, : shape[1], : shape[2]]
-        if self.restores and coder.exact:
+        send = self._sent if self._sender is None or self.bank is not None else self._sender
+        latents, coder = send(padded, controls, training)
+        reconstruction = self.reconstruct(latents)[:, : shape[1], : shape[2]]
+        if self.restores and coder.exact and self.bank is not None:  # who learns from files has no tables yet
             coefficients = self._fit_filter(coder, images, reconstruction, controls)
             reconstruction = restoration.apply(reconstruction, coefficients)
         if not training:
             reconstruction = tf.clip_by_value(reconstruction, 0.0, 255.0)
         return reconstruction, coder.bits
+
+    def _sent(self, padded: tf.Tensor, controls: dict[str, tf.Tensor], training: bool):
+        """Decoded latents of padded pictures, and what has counted their bits."""
+        coder = self._rate_coder(training)
+        if coder.exact:
+            analysed = self.analyse_for_file(padded, controls)
+        else:
+            analysed = self.analyse(padded, **controls) if training else self.analyse_twice(padded, controls)
+        return self.code(coder, analysed, tf.shape(padded)[:3], **controls), coder
+
+    def _sent_as_files(self, padded: tf.Tensor, controls: dict[str, tf.Tensor], training: bool):
+        """`_sent` by one that does not learn; for another one that does."""
+        latents, coder = self._sent(padded, controls, training=False)
+        return tf.nest.map_structure(tf.stop_gradient, latents), coder
 
     def _fit_filter(self, coder, images: tf.Tensor, decoded: tf.Tensor, controls: dict) -> tf.Tensor:
         """Fits a filter to decoded pictures [B, H, W, 3], and codes it where it is worth its bits. The coefficients."""
@@ -377,14 +388,19 @@ class Codec(Flags, tf.keras.Model):
     def test_step(self, data):
         return self._update(self.losses(self.batch(data), training=False))
 
-    def fix(self, part: str | None) -> None:
-        """From now on trains one half for the other, each with what only works for one half.
+    def fix(self, part: str | None, sender: Codec | None = None) -> None:
+        """From now on trains one part for the others, each with what only works for it.
 
-        part: the half that stays. "encoder": all others learn from latents rounded as in files, see `HardRate`;
-          "decoder", which is all but `encoder_parts`: these learn from latents that are rounded softly, see `SoftRate`.
-          None: none stays.
+        Args:
+          part: what stays. "encoder": all others learn from latents rounded as in files, see `HardRate`; "decoder",
+            which is all but `encoder_parts`: these learn from latents that are rounded softly, see `SoftRate`;
+            "latents", which is all but `decoder_parts`: these learn from latents as files have them, with the symbols
+            that `sender` chooses. None: nothing stays.
+          sender: for "latents", a codec of the same configuration that compresses: `load` of the same weights.
         """
         self.fixed = part
+        # A method, which Keras does not take for a part of this model as it would the codec.
+        self._sender = None if sender is None else sender._sent_as_files
 
     @property
     def trainable_weights(self) -> list[tf.Variable]:
@@ -392,9 +408,10 @@ class Codec(Flags, tf.keras.Model):
         found = super().trainable_weights
         if self.fixed is None:
             return found
+        parts = self.decoder_parts if self.fixed == "latents" else self.encoder_parts
         variables = self.named_variables().items()
-        encoder = {v.ref() for name, v in variables if name.split("/")[0] in self.encoder_parts}
-        return [v for v in found if (v.ref() in encoder) == (self.fixed == "decoder")]
+        among = {v.ref() for name, v in variables if name.split("/")[0] in parts}
+        return [v for v in found if (v.ref() in among) == (self.fixed != "encoder")]
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 
@@ -793,6 +810,17 @@ class Codec(Flags, tf.keras.Model):
         """`load_for_training` of weights of this model. UserError if they are of another."""
         weights.check_model(path, cls.entry.name)
         return load_for_training(path, lmbda=lmbda)
+
+    def learn_from_files(self, path) -> None:
+        """`fix` of the latents, with symbols as files of a weights file have them: the one that this codec began with.
+
+        UserError if that has not as many λ.
+        """
+        sender = load(path)
+        if len(sender.lambdas) != len(self.lambdas):
+            raise UserError(f"{path}: its files are of {len(sender.lambdas)} λ, and --lambda has {len(self.lambdas)}")
+        sender.lambdas = self.lambdas
+        self.fix("latents", sender)
 
     def check_header(self, header: container.Header) -> None:
         """StreamError unless the stream is of this model and of these weights."""

@@ -95,9 +95,10 @@ class Flags:
         """Adds --fix, for models with `encoder_parts`."""
         parser.add_argument(
             "--fix",
-            choices=("encoder", "decoder"),
-            help="Go on from --init_weights with one half fixed, and teach the other what it cannot learn in training "
-            "both: a decoder, latents rounded as in files, not noisy ones; an encoder, where rounding takes latents. "
+            choices=("encoder", "decoder", "latents"),
+            help="Go on from --init_weights with a part fixed, and teach the others what they cannot learn in training "
+            "all: a decoder, latents rounded as in files, not noisy ones; an encoder, where rounding takes latents; "
+            "with all fixed up to the latents the synthesis, files with chosen symbols (slow: each step chooses them). "
             "Short last parts of a training.",
         )
 
@@ -109,13 +110,18 @@ class Flags:
         fixed = getattr(args, "fix", None)
         if fixed and not args.init_weights:
             raise UserError(f"--fix {fixed}: name the weights whose {fixed} is to stay with --init_weights")
+        if fixed == "latents" and (args.runtime == "pjrt" or args.export_only or args.import_state):
+            raise UserError("--fix latents: chooses symbols in TensorFlow; leave out --runtime pjrt")
 
     @classmethod
     def for_training(cls, args) -> Codec:
         """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
         if args.init_weights:
             codec = cls.begun(args.init_weights, lmbda=args.lmbda)
-            codec.fix(getattr(args, "fix", None))
+            if getattr(args, "fix", None) == "latents":
+                codec.learn_from_files(args.init_weights)
+            else:
+                codec.fix(getattr(args, "fix", None))
             return codec
         codec = cls(cls.entry.presets[args.preset], **({} if args.lmbda is None else {"lmbda": args.lmbda}))
         if getattr(args, "start", None) == "linear":

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.codec import load_for_training
+from models.codec import load, load_for_training
+from models.errors import UserError
 from models.latents import FloatRate, HardRate, SoftRate, TrainingRate
+from models.weights import SHIPPED
 
 ENCODER = ("analysis/", "hyper_analysis/", "latent_gain/", "hyper_gain/", "detail_analysis/", "analysis_exchange/")
 
@@ -22,9 +24,9 @@ def latents():
     return [tf.constant(random.normal(m, s, [2, 500]), tf.float32) for m, s in ((0, 2), (20, 8), (0, 1))]
 
 
-def trained(codec, fixed: str, image) -> tuple[set[str], set[str]]:
+def trained(codec, fixed: str, image, sender=None) -> tuple[set[str], set[str]]:
     """The names of trainable variables that a step changes, and that it does not."""
-    codec.fix(fixed)
+    codec.fix(fixed, sender)
     codec.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
     before = {name: variable.numpy() for name, variable in codec.named_variables().items() if variable.trainable}
     codec.train_on_batch(image[None])
@@ -56,6 +58,33 @@ def test_halves_of_sft(golden_weights, fixed, crop):
     assert {"analysis", "hyper_analysis"} == encoder
     assert {"synthesis", "hyper_synthesis", "entropy_models"} <= rest
     assert not encoder & rest
+
+
+def test_the_synthesis_learns_from_files(crop):
+    """...of weights that choose symbols: what is sent, and what its bits are, is what is measured of files."""
+    path = SHIPPED / "elic" / "medium.safetensors"
+    codec, sender = load_for_training(path), load(path)
+    images = tf.cast(crop(64, 96)[None], tf.float32)
+    names = set(codec.named_variables())
+    codec.fix("latents", sender)
+    controls = {"quality": tf.constant([64])}
+    _, expected = sender(images, **controls)
+    reconstruction, bits = codec(images, training=True, **controls)
+    validated, _ = codec(images, **controls)
+    assert bits["y"] == expected["y"] and bits["z"] == expected["z"]
+    np.testing.assert_allclose(np.clip(reconstruction, 0, 255), validated, atol=1e-3)
+    latents, _ = sender._sent(images, controls, training=False)
+    np.testing.assert_allclose(reconstruction, sender.reconstruct(latents), atol=0.05)
+    changed, same = trained(codec, "latents", crop(64, 96), sender)
+    assert {name.split("/")[0] for name in changed} == set(codec.decoder_parts)
+    assert same and not {name for name in same if name.startswith("synthesis/") and "kernel" in name}
+    assert set(codec.named_variables()) == names | {n for n in codec.named_variables() if n.startswith("optimizer")}
+
+
+def test_whose_files_it_can_learn_from(tiny_weights):
+    several = load_for_training(tiny_weights, lmbda=[0.003, 0.01])
+    with pytest.raises(UserError, match="are of 1 λ, and --lambda has"):
+        several.learn_from_files(tiny_weights)
 
 
 def test_all_learn_where_nothing_is_fixed(codec):
