@@ -397,7 +397,11 @@ class Codec(Flags, tf.keras.Model):
             "latents", which is all but `decoder_parts`: these learn from latents as files have them, with the symbols
             that `sender` chooses. None: nothing stays.
           sender: for "latents", a codec of the same configuration that compresses: `load` of the same weights.
+
+        Raises ValueError for latents without a sender, or the reverse.
         """
+        if (part == "latents") != (sender is not None):
+            raise ValueError("latents need a sender, and only these")
         self.fixed = part
         # A method, which Keras does not take for a part of this model as it would the codec.
         self._sender = None if sender is None else sender._sent_as_files

@@ -85,6 +85,8 @@ def test_whose_files_it_can_learn_from(tiny_weights):
     several = load_for_training(tiny_weights, lmbda=[0.003, 0.01])
     with pytest.raises(UserError, match="are of 1 λ, and --lambda has"):
         several.learn_from_files(tiny_weights)
+    with pytest.raises(ValueError, match="need a sender"):
+        several.fix("latents")
 
 
 def test_all_learn_where_nothing_is_fixed(codec):
