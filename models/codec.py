@@ -100,7 +100,7 @@ class Codec(Flags, tf.keras.Model):
         self.decodes = True  # False if it has been loaded without the synthesis
         self._entropy_models: EntropyModels | None = None
         self.fixed: str | None = None  # the part that `fix` has fixed
-        self._sender: Callable | None = None  # `_sent` of the codec whose symbols this one learns from
+        self._sender: Callable | None = None  # `_sent_as_files` of the codec whose symbols this one learns from
         self._refiner: Refiner | None = None
         self.distortion = MSE  # what losses weigh against bits: see `judge_by`
         self._track(self.metric_names)
@@ -251,10 +251,10 @@ class Codec(Flags, tf.keras.Model):
         shape = tf.shape(images)
         controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
         padded = self.pad(images)
-        send = self._sent if self._sender is None or self.bank is not None else self._sender
-        latents, coder = send(padded, controls, training)
+        learns = self._sender is not None and self.bank is None  # from files; once it has tables it makes its own
+        latents, coder = self._sender(padded, controls) if learns else self._sent(padded, controls, training)
         reconstruction = self.reconstruct(latents)[:, : shape[1], : shape[2]]
-        if self.restores and coder.exact and self.bank is not None:  # who learns from files has no tables yet
+        if self.restores and coder.exact and not learns:
             coefficients = self._fit_filter(coder, images, reconstruction, controls)
             reconstruction = restoration.apply(reconstruction, coefficients)
         if not training:
@@ -270,7 +270,7 @@ class Codec(Flags, tf.keras.Model):
             analysed = self.analyse(padded, **controls) if training else self.analyse_twice(padded, controls)
         return self.code(coder, analysed, tf.shape(padded)[:3], **controls), coder
 
-    def _sent_as_files(self, padded: tf.Tensor, controls: dict[str, tf.Tensor], training: bool):
+    def _sent_as_files(self, padded: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`_sent` by one that does not learn; for another one that does."""
         latents, coder = self._sent(padded, controls, training=False)
         return tf.nest.map_structure(tf.stop_gradient, latents), coder

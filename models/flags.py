@@ -16,6 +16,7 @@ import numpy as np
 from models.distortion import KINDS
 from models.errors import UserError
 from models.lambdas import check_lambdas, numbers
+from train.pjrt_options import is_wanted
 
 if TYPE_CHECKING:
     from models.codec import Codec
@@ -110,7 +111,7 @@ class Flags:
         fixed = getattr(args, "fix", None)
         if fixed and not args.init_weights:
             raise UserError(f"--fix {fixed}: name the weights whose {fixed} is to stay with --init_weights")
-        if fixed == "latents" and (args.runtime == "pjrt" or args.export_only or args.import_state):
+        if fixed == "latents" and is_wanted(args):
             raise UserError("--fix latents: chooses symbols in TensorFlow; leave out --runtime pjrt")
 
     @classmethod
