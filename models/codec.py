@@ -499,16 +499,26 @@ class Codec(Flags, tf.keras.Model):
         Args:
           path: ends in .safetensors by custom.
           metadata: strings that go into its header besides model, configuration and λ.
+
+        Raises:
+          ValueError: no tables yet; or these are not the tensors that `weights_id` names, for training went on since
+            `prepare`, or `load` left out what coding does not need.
         """
         if self.bank is None:
             raise ValueError("prepare() the codec before saving it: coding needs its tables")
+        tensors = self.tensors()
+        if weights.fingerprint(tensors) != self.weights_id:
+            raise ValueError(
+                "prepare() the codec again before saving it: it has learnt since, or was loaded to code, without the "
+                "weights that only training needs (weights.annotate changes the header of a file)"
+            )
         header = {
             "model": self.entry.name,
             "config": weights.config_to_json(self.config),
             **self.settings(),
             "weights_id": self.weights_id.hex(),
         }
-        weights.write(path, self.tensors(), {**(metadata or {}), **header})
+        weights.write(path, tensors, {**(metadata or {}), **header})
 
     def assign(self, values: dict[str, np.ndarray], source: str = "the weights") -> None:
         """Gives the variables that exist, and the tables, their values by name.

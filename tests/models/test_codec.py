@@ -288,6 +288,21 @@ def test_what_is_not_prepared_cannot_be_saved_or_code(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_only_what_the_tables_were_made_for_is_saved(fresh, tiny_weights, tmp_path):
+    """Else the header names other tensors, and `load` would call the file damaged."""
+    with pytest.raises(ValueError, match="loaded to code"):
+        load(tiny_weights).save(tmp_path / "x.safetensors")
+    weight = fresh.synthesis.trainable_variables[0]
+    before = weight.numpy()
+    weight.assign_add(tf.ones_like(weight))
+    with pytest.raises(ValueError, match="has learnt since"):
+        fresh.save(tmp_path / "x.safetensors")
+    weight.assign(before)
+    assert not list(tmp_path.iterdir())
+    fresh.save(tmp_path / "x.safetensors")
+    assert load(tmp_path / "x.safetensors").weights_id == fresh.weights_id
+
+
 def test_lambda_must_be_positive():
     for lmbda in (0, -1, float("nan")):
         with pytest.raises(UserError, match="positive"):
