@@ -9,6 +9,7 @@ This is the roof of the project: the one module that reaches `train` and `eval`,
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import warnings
@@ -343,6 +344,8 @@ def _each(inputs: Sequence[Path], work: Callable[[Path], str | None], targets: S
 
 
 def _compress(model: str, args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     for name in ("target_bpp", "target_kb"):
         wish = getattr(args, name)
         if wish is not None and not 0 < wish < float("inf"):
@@ -351,6 +354,8 @@ def _compress(model: str, args: argparse.Namespace) -> int:
     targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
     codec = _load(model, _weights_path(model, args), args, synthesis=False)
     codec.rate_control.check_quality(getattr(args, "quality", None))
+    # A round of a large picture takes long.
+    codec.progress = functools.partial(tqdm, desc="choosing symbols", unit="round", delay=2, leave=False, disable=None)
     refine = _refine_controls(args)
 
     def work(source: Path) -> str:

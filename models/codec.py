@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +32,7 @@ from models.latents import (
     TrainingRate,
 )
 from models.rate_control import QualityLevels, RateControl
-from models.rdoq import better_symbols
+from models.rdoq import better_symbols, traced_round
 from models.refine import Refiner, check_refinable
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
 from transforms import exact, tiling
@@ -85,6 +85,8 @@ class Codec(Flags, tf.keras.Model):
     tile: int | None = None
     #: Rounds in which better symbols are looked for before a file is written, where the weights have `rdoq`.
     effort: int = 6
+    #: What these rounds go through where they are not part of a graph: `tqdm` would show how far they have come.
+    progress: Callable[[range], Iterable[int]] = staticmethod(iter)
     entry = None  # set by registry.register
 
     def __init__(self, config, lmbda: float | Sequence[float] = 0.01):
@@ -102,6 +104,7 @@ class Codec(Flags, tf.keras.Model):
         self.fixed: str | None = None  # the part that `fix` has fixed
         self._sender: Callable | None = None  # `_sent_as_files` of the codec whose symbols this one learns from
         self._refiner: Refiner | None = None
+        self._round: Callable | None = None
         self.distortion = MSE  # what losses weigh against bits: see `judge_by`
         self._track(self.metric_names)
 
@@ -481,6 +484,7 @@ class Codec(Flags, tf.keras.Model):
         self._coder = None
         self._refiner = None
         self._traced = {}
+        self._round = None
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All that a weights file holds, by name: float16 weights, integer networks, tables (`bank/...`)."""
@@ -637,6 +641,13 @@ class Codec(Flags, tf.keras.Model):
 
     def _choose(self, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
         return better_symbols(self, images, analysed, controls)
+
+    @property
+    def round_of_choice(self) -> Callable:
+        """A round of `better_symbols` as a graph, made once."""
+        if self._round is None:
+            self._round = traced_round(self)
+        return self._round
 
     def analyse_twice(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures [B, H, W, 3], and once more of what the synthesis would leave out of them.

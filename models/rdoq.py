@@ -10,6 +10,8 @@ needs. Files have the same format. Not in the papers.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -18,8 +20,9 @@ from models.latents import TableRate
 from transforms import tiling
 
 #: Side of the tiles, in pixels, in which gradients of large pictures are found: a step back keeps all activations,
-#: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that.
-TILE = 768
+#: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that. With
+#: much less the error beside the seams is that of padding, and files of high quality are 2 % worse.
+TILE = 1024
 #: The share of the reluctance that the first of many rounds has, and by how much it grows from round to round at most.
 EAGER, STEP = 0.6, 0.06
 #: What the slopes of a round keep of those of the round before: latents that moved together see their common error from
@@ -50,16 +53,27 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
         return analysed
     bits = tf.constant(_reluctance(codec.rdoq, codec.effort), tf.float32)
     memory = tf.constant(_memory(codec.effort), tf.float32)
+    eager = tf.executing_eagerly()
+    one = codec.round_of_choice if eager else functools.partial(_round, codec)
 
     def step(turn, latents, slopes, best, least):
-        loss, moved, slopes = _round(codec, images, latents, controls, turn, bits[turn], memory[turn], slopes)
+        loss, moved, slopes = one(images, latents, controls, turn, bits[turn], memory[turn], slopes)
         return turn + 1, moved, slopes, *_better(latents, loss, best, least)
 
     slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(analysed, **controls))
-    least = tf.fill(tf.shape(images)[:1], np.inf)
-    start = (tf.constant(0), analysed, slopes, analysed, least)
-    _, latents, _, best, least = tf.while_loop(lambda turn, *_: turn < codec.effort, step, start, parallel_iterations=1)
+    state = (tf.constant(0), analysed, slopes, analysed, tf.fill(tf.shape(images)[:1], np.inf))
+    if eager:
+        for _ in codec.progress(range(codec.effort)):
+            state = step(*state)
+    else:
+        state = tf.while_loop(lambda turn, *_: turn < codec.effort, step, state, parallel_iterations=1)
+    _, latents, _, best, least = state
     return _better(latents, _loss(codec, images, latents, controls), best, least)[0]
+
+
+def traced_round(codec):
+    """A round as a graph, for pictures of any size: without one it takes three times as long. See `_round`."""
+    return tf.function(functools.partial(_round, codec), autograph=False, reduce_retracing=True)
 
 
 def _reluctance(bits: float, rounds: int) -> np.ndarray:

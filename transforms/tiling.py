@@ -74,6 +74,10 @@ def in_tiles(
     else:
         side = tf.constant(-(-max(tile, 1) // unit) * unit)
     halo = -(-reach // unit) * unit
+    if tf.executing_eagerly() and int(side) < max(int(height), int(width)):
+        # For several tiles a graph, with its fused kernels, is worth making.
+        specs = [tf.TensorSpec([None, None, None, value.shape[-1]], value.dtype) for value in inputs]
+        function = tf.function(function, input_signature=specs, autograph=False)
     form = []  # of what `function` returns: its structure, and the channels of each tensor
 
     def compute(top, bottom, left, right) -> list[tf.Tensor]:

@@ -122,6 +122,25 @@ def test_it_is_never_worse_than_rounding(medium, crop):
     np.testing.assert_array_equal(rdoq.better_symbols(eager, images, before, controls), before)
 
 
+def test_rounds_are_shown_as_they_go_and_the_same_in_a_graph(crop):
+    codec, seen = load(MEDIUM), []
+    codec.effort = 3
+
+    def show(turns):
+        for turn in turns:
+            yield turn
+            seen.append(turn)
+
+    codec.progress = show
+    images, controls, before = prepared(codec, crop, 4)
+    shown = rdoq.better_symbols(codec, images, before, controls)
+    assert seen == [0, 1, 2]
+    traced = tf.function(rdoq.better_symbols, autograph=False)(codec, images, before, controls)
+    assert seen == [0, 1, 2]
+    moved = [np.abs(after - before) > 1e-3 for after in (shown, traced)]
+    assert np.mean(moved[0]) > 0.001 and np.mean(moved[0] != moved[1]) < 0.05 * np.mean(moved[0])
+
+
 def test_what_does_not_pay_at_all_stays(medium, crop):
     images, controls, before = prepared(medium, crop, 4)
     reluctant = load(MEDIUM)
