@@ -23,6 +23,8 @@ from transforms import tiling
 #: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that. With
 #: much less the error beside the seams is that of padding, and files of high quality are 2 % worse.
 TILE = 1024
+#: From so many rounds on a graph of one is worth making for a small picture; for a large one always.
+GRAPH_FROM = 5
 #: The share of the reluctance that the first of many rounds has, and by how much it grows from round to round at most.
 EAGER, STEP = 0.6, 0.06
 #: What the slopes of a round keep of those of the round before: latents that moved together see their common error from
@@ -54,7 +56,8 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
     bits = tf.constant(_reluctance(codec.rdoq, codec.effort), tf.float32)
     memory = tf.constant(_memory(codec.effort), tf.float32)
     eager = tf.executing_eagerly()
-    one = codec.round_of_choice if eager else functools.partial(_round, codec)
+    worth_a_graph = codec.effort >= GRAPH_FROM or tf.size(images) > 3 * tiling.LARGE
+    one = codec.round_of_choice if eager and worth_a_graph else functools.partial(_round, codec)
 
     def step(turn, latents, slopes, best, least):
         loss, moved, slopes = one(images, latents, controls, turn, bits[turn], memory[turn], slopes)

@@ -124,7 +124,7 @@ def test_it_is_never_worse_than_rounding(medium, crop):
 
 def test_rounds_are_shown_as_they_go_and_the_same_in_a_graph(crop):
     codec, seen = load(MEDIUM), []
-    codec.effort = 3
+    codec.effort = rdoq.GRAPH_FROM
 
     def show(turns):
         for turn in turns:
@@ -134,11 +134,22 @@ def test_rounds_are_shown_as_they_go_and_the_same_in_a_graph(crop):
     codec.progress = show
     images, controls, before = prepared(codec, crop, 4)
     shown = rdoq.better_symbols(codec, images, before, controls)
-    assert seen == [0, 1, 2]
+    assert seen == list(range(codec.effort))
     traced = tf.function(rdoq.better_symbols, autograph=False)(codec, images, before, controls)
-    assert seen == [0, 1, 2]
+    assert len(seen) == codec.effort
     moved = [np.abs(after - before) > 1e-3 for after in (shown, traced)]
     assert np.mean(moved[0]) > 0.001 and np.mean(moved[0] != moved[1]) < 0.05 * np.mean(moved[0])
+
+
+def test_few_rounds_of_a_small_picture_are_not_worth_a_graph(crop, monkeypatch):
+    codec = load(MEDIUM)
+    codec.effort = 1
+    images, controls, before = prepared(codec, crop, 4, 64, 64)
+    monkeypatch.setattr("models.codec.traced_round", lambda codec: pytest.fail("traced"))
+    rdoq.better_symbols(codec, images, before, controls)
+    codec.effort = rdoq.GRAPH_FROM
+    with pytest.raises(pytest.fail.Exception, match="traced"):
+        rdoq.better_symbols(codec, images, before, controls)
 
 
 def test_what_does_not_pay_at_all_stays(medium, crop):
