@@ -618,8 +618,7 @@ class Codec(Flags, tf.keras.Model):
         if self._refiner is None:
             self._refiner = Refiner(self, self.in_training_form())
         # Symbols are chosen behind it: what steps settle on is the nearest integer to where they end.
-        choose = self._traced.get("choose", self._choose)
-        return choose(images, self._refiner(images, analysed, steps, controls), controls)
+        return better_symbols(self, images, self._refiner(images, analysed, steps, controls), controls)
 
     def in_training_form(self) -> Codec:
         """This codec with the variables of training, from its file; one that was trained just now is that itself."""
@@ -637,10 +636,7 @@ class Codec(Flags, tf.keras.Model):
 
     def analyse_for_file(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse_twice` of padded pictures [B, H, W, 3], and better symbols (`models/rdoq.py`)."""
-        return self._choose(images, self.analyse_twice(images, controls), controls)
-
-    def _choose(self, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
-        return better_symbols(self, images, analysed, controls)
+        return better_symbols(self, images, self.analyse_twice(images, controls), controls)
 
     @property
     def round_of_choice(self) -> Callable:
@@ -731,7 +727,6 @@ class Codec(Flags, tf.keras.Model):
         self._traced = {
             "encode": tf.function(self._encode, input_signature=encode, autograph=False),
             "decode": tf.function(self._decode, input_signature=decode, autograph=False),
-            "choose": tf.function(self._choose, autograph=False, reduce_retracing=True),
         }
 
     def compress_to(self, image: np.ndarray, target_bytes: int, **controls) -> bytes:

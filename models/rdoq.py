@@ -56,8 +56,8 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
     bits = tf.constant(_reluctance(codec.rdoq, codec.effort), tf.float32)
     memory = tf.constant(_memory(codec.effort), tf.float32)
     eager = tf.executing_eagerly()
-    worth_a_graph = codec.effort >= GRAPH_FROM or tf.size(images) > 3 * tiling.LARGE
-    one = codec.round_of_choice if eager and worth_a_graph else functools.partial(_round, codec)
+    worth_a_graph = eager and (codec.effort >= GRAPH_FROM or tf.size(images) > 3 * tiling.LARGE)
+    one = codec.round_of_choice if worth_a_graph else functools.partial(_round, codec)
 
     def step(turn, latents, slopes, best, least):
         loss, moved, slopes = one(images, latents, controls, turn, bits[turn], memory[turn], slopes)

@@ -55,7 +55,7 @@ def test_inputs_and_outputs_of_different_scales():
 
 
 def test_pictures_that_are_not_large_are_not_cut():
-    """The others work through a graph, traced once, whether they are cut in one or not."""
+    """Those that are have one graph for all tiles."""
     calls = []
 
     def size(x):
