@@ -34,6 +34,7 @@ from models.latents import (
 from models.rate_control import QualityLevels, RateControl
 from models.rdoq import better_symbols, traced_round
 from models.refine import Refiner, check_refinable
+from models.target_size import largest_within
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
 from transforms import exact, tiling
 from transforms.chain import Chain
@@ -740,18 +741,16 @@ class Codec(Flags, tf.keras.Model):
         qualities = self.rate_control.qualities.tolist()
         if not qualities:
             raise UserError(f"these {self.entry.name} weights are of one rate: they cannot aim at a size")
-        low, high = 0, len(qualities) - 1
-        best = self.compress(image, quality=qualities[0], **controls)
-        if len(best) > target_bytes:
-            raise UserError(f"the smallest file, {len(best)} bytes, is above the {target_bytes} asked for")
-        while low < high:  # the file of qualities[low] fits
-            middle = (low + high + 1) // 2
-            data = self.compress(image, quality=qualities[middle], **controls)
-            if len(data) <= target_bytes:
-                low, best = middle, data
-            else:
-                high = middle - 1
-        return best
+        files: dict[int, bytes] = {}
+
+        def size_of(position: int) -> int:
+            files[position] = self.compress(image, quality=qualities[position], **controls)
+            return len(files[position])
+
+        best = largest_within(max(target_bytes, 1), len(qualities), size_of)
+        if best < 0:
+            raise UserError(f"the smallest file, {len(files[0])} bytes, is above the {target_bytes} asked for")
+        return files[best]
 
     def decompress(self, data: bytes, groups: int | None = None, partial: bool = False) -> np.ndarray:
         """The picture, uint8 [H, W, 3], that is in the bytes of a file.
