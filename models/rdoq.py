@@ -113,9 +113,8 @@ def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls, turn, bits, 
         tape.watch(analysed)
         coder = _Passes(codec.bank, tape)
         decoded = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
-    weights = codec.error_weights(tf.shape(images), **controls)
-    pictures, now = _gradients(codec, images, decoded, weights)
-    loss = _loss_of(codec, images, pictures, weights, coder, controls)
+    restored, now = _gradients(codec, images, decoded, controls)
+    loss = _loss_of(codec, images, restored, coder, controls)
     slopes = tf.nest.map_structure(
         lambda old, new: tf.ensure_shape(memory * old + (1 - memory) * new, old.shape), slopes, now
     )
@@ -131,16 +130,18 @@ def _round(codec, images: tf.Tensor, analysed: tf.Tensor, controls, turn, bits, 
 def _loss(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
     """The loss of the files of latents, [B]."""
     coder = TableRate(codec.bank)
-    pictures = codec.reconstruct_in_tiles(codec.code(coder, analysed, tf.shape(images)[:3], **controls))
-    weights = codec.error_weights(tf.shape(images), **controls)
-    return _loss_of(codec, images, pictures, weights, coder, controls)
+    decoded = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
+
+    def restored(original, weights, *latents):
+        return _restored(codec, original, tf.nest.pack_sequence_as(decoded, latents), weights)
+
+    return _loss_of(codec, images, _in_tiles(codec, restored, images, decoded, controls, [1]), coder, controls)
 
 
-def _loss_of(codec, images: tf.Tensor, pictures: tf.Tensor, weights: tf.Tensor, coder, controls) -> tf.Tensor:
-    """`_loss` of pictures that are decoded, before their filter, and of what has counted their bits."""
-    restored = tf.clip_by_value(_behind_filter(codec, images, pictures, weights), 0.0, 255.0)
+def _loss_of(codec, images: tf.Tensor, restored: tf.Tensor, coder, controls) -> tf.Tensor:
+    """`_loss` of pictures that are restored, and of what has counted their bits."""
     bpp = tf.add_n(list(coder.bits.values())) / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
-    return codec.rate_distortion(tf.cast(images, tf.float32), restored, bpp, **controls)
+    return codec.rate_distortion(tf.cast(images, tf.float32), tf.clip_by_value(restored, 0.0, 255.0), bpp, **controls)
 
 
 def _turn_of(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
@@ -149,8 +150,9 @@ def _turn_of(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     return (rows[:, None, None] + columns[:, None] + channels + turn) % 2 == 0
 
 
-def _behind_filter(codec, images: tf.Tensor, pictures: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+def _restored(codec, images: tf.Tensor, decoded, weights: tf.Tensor) -> tf.Tensor:
     """Pictures behind the filters that their files will hold: what counts is their error there."""
+    pictures = codec.reconstruct(decoded)
     if not codec.restores:
         return pictures
     return restoration.apply(pictures, restoration.fit(images, tf.stop_gradient(pictures), weights)[0])
@@ -186,21 +188,23 @@ class _Passes(TableRate):
         return move
 
 
-def _gradients(codec, images: tf.Tensor, decoded, weights: tf.Tensor):
-    """Pictures before their filters, and the gradients with respect to latents of the weighted squared error, in bits.
-
-    It is the error behind the filter; of large pictures, behind one for each tile.
-    """
+def _gradients(codec, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor]):
+    """Restored pictures, and the gradients with respect to latents of their weighted squared error, in bits."""
 
     def gradients(original, weights, *latents):
         original = tf.cast(original, tf.float32)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(latents)
-            pictures = codec.reconstruct(tf.nest.pack_sequence_as(decoded, latents))
-            restored = _behind_filter(codec, original, pictures, weights)
+            restored = _restored(codec, original, tf.nest.pack_sequence_as(decoded, latents), weights)
             loss = tf.reduce_sum(weights * tf.math.squared_difference(restored, original)) / 3
-        return pictures, tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
+        return restored, tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
 
+    return _in_tiles(codec, gradients, images, decoded, controls, [1, *codec.reach.decoded])
+
+
+def _in_tiles(codec, function, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor], output_cells):
+    """`function` of pictures, what their errors count, and latents; tiles of large pictures have a filter each."""
     r, parts = codec.reach, tf.nest.flatten(decoded)
+    weights = codec.error_weights(tf.shape(images), **controls)
     inputs, cells = [images, weights, *parts], [1, 1, *r.decoded]
-    return tiling.in_tiles(gradients, inputs, cells, [1, *r.decoded], r.unit, r.synthesis, TILE)
+    return tiling.in_tiles(function, inputs, cells, output_cells, r.unit, r.synthesis, TILE)

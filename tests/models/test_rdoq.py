@@ -166,8 +166,8 @@ def test_the_gradient_is_that_of_the_error(medium, crop):
     weights_ = medium.error_weights(tf.shape(images), **controls)
     filters, _ = restoration.fit(images, medium.reconstruct(decoded), weights_)
     assert np.any(filters)
-    pictures, gradient = rdoq._gradients(medium, images, decoded, weights_)
-    np.testing.assert_allclose(pictures, medium.reconstruct(decoded), atol=1e-3)
+    restored, gradient = rdoq._gradients(medium, images, decoded, controls)
+    np.testing.assert_allclose(restored, restoration.apply(medium.reconstruct(decoded), filters), atol=1e-3)
 
     def error(latents):
         picture = tf.cast(restoration.apply(medium.reconstruct(latents), filters), tf.float64)
@@ -220,8 +220,7 @@ def test_rounds_remember_the_slopes_of_those_before(medium, crop):
     loss, _, first = rdoq._round(medium, images, latents, controls, 0, medium.rdoq, 0.0, old)
     _, _, later = rdoq._round(medium, images, latents, controls, 1, medium.rdoq, 0.4, old)
     decoded = medium.code(TableRate(medium.bank), latents, tf.shape(images)[:3], **controls)
-    weights_ = medium.error_weights(tf.shape(images), **controls)
-    now = rdoq._gradients(medium, images, decoded, weights_)[1]
+    now = rdoq._gradients(medium, images, decoded, controls)[1]
     np.testing.assert_allclose(first, now, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(later, 0.4 * old + 0.6 * now, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(loss, rdoq._loss(medium, images, latents, controls), rtol=1e-5)
