@@ -22,8 +22,9 @@ these sizes.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,26 @@ SPARSE_CELLS, SPARSE_FACTOR = 1 << 26, 4
 _i32, _i64 = tf.int32, tf.int64
 
 
+class _EncoderTables(NamedTuple):
+    """What the encoder looks up, see `_encoder_arrays` and `_decoder_arrays`."""
+
+    entries: tf.Tensor
+    row_info: tf.Tensor
+    row_coded: tf.Tensor
+    row_folded: tf.Tensor
+
+
+class _DecoderTables(NamedTuple):
+    """What the decoder looks up, see `_decoder_arrays`."""
+
+    slots: tf.Tensor
+    slot_entries: tf.Tensor
+    row_offsets: tf.Tensor
+    row_coded: tf.Tensor
+    precision: int
+    null_row: int
+
+
 class RansCoder(tf.Module):
     """The tables of a bank in the form that encoder and decoder look them up.
 
@@ -79,6 +100,14 @@ class RansCoder(tf.Module):
         self.row_offsets: tf.Variable = variables["row_offsets"]
         self.row_coded: tf.Variable = variables["row_coded"]
         self.row_folded: tf.Variable = variables["row_folded"]
+
+    def encoder_tables(self) -> _EncoderTables:
+        tables = self.entries, self.row_info, self.row_coded, self.row_folded
+        return _EncoderTables(*map(tf.convert_to_tensor, tables))
+
+    def decoder_tables(self) -> _DecoderTables:
+        tables = self.slots, self.slot_entries, self.row_offsets, self.row_coded
+        return _DecoderTables(*map(tf.convert_to_tensor, tables), self.precision, self.null_row)
 
 
 def _decoder_arrays(bank: CdfBank) -> dict[str, np.ndarray]:
@@ -121,6 +150,20 @@ def _cumulative(bank: CdfBank) -> np.ndarray:
     """int64 `[entries]`: the sum of the frequencies before each entry in its row."""
     running = np.cumsum(bank.frequencies, dtype=np.int64) - bank.frequencies
     return running % (1 << bank.precision)
+
+
+def _in_a_graph_once(function: Callable) -> Callable:
+    """A function that many passes call: one function of the graph in which they do, plain ops eagerly.
+
+    What a pass needs is some 200 ops, which take Python half a second to put into a graph.
+    """
+    once = tf.function(function, autograph=False)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return (function if tf.executing_eagerly() else once)(*arguments)
+
+    return call
 
 
 # ------------------------------------------------------------------------------------------------ fingerprint
@@ -388,7 +431,7 @@ class RansEncoder:
     """Collects passes and then codes them all, last symbol first, as rANS requires."""
 
     def __init__(self, coder: RansCoder) -> None:
-        self._coder = coder
+        self._tables, self._precision = coder.encoder_tables(), coder.precision
         self._passes: list[_EncodedPass] = []
         self._digests: list[tf.Tensor] = []
         self._position = tf.constant(0, _i64)
@@ -409,45 +452,10 @@ class RansEncoder:
         """
         with tf.device(CPU):
             rows, symbols = tf.cast(rows, _i32), tf.cast(symbols, _i32)
-            self._passes.append(self._record(rows, symbols, folded))
+            self._passes.append(_record(self._tables, rows, symbols, self._position, folded))
             self._digests.append(digest(symbols))
             self._position += tf.shape(symbols, out_type=_i64)[1]
         return symbols
-
-    def _record(self, rows: tf.Tensor, symbols: tf.Tensor, folded: bool) -> _EncodedPass:
-        coder = self._coder
-        batch, count = tf.unstack(tf.shape(symbols, out_type=_i64))
-        coded_mask = tf.gather(coder.row_coded, rows)
-        coded = _find_coded(coded_mask)
-        coded_rows = tf.gather(tf.reshape(rows, [-1]), coded.position)
-        fits = tf.equal(tf.gather(coder.row_folded, coded_rows), folded)
-        (coded_rows,) = require(fits, "a pass mixes folded and other rows", coded_rows)
-
-        value = tf.gather(tf.reshape(symbols, [-1]), coded.position)
-        first, length, offset, likely = tf.unstack(tf.gather(coder.row_info, coded_rows), num=4, axis=1)
-        # Both may wrap, and harmlessly: |-2**31| is negative and so outside; a difference is exact mod 2**32.
-        entry = tf.abs(value) if folded else value - offset
-        outside = (entry < 0) | (entry >= length)
-        packed = tf.gather(coder.entries, tf.where(outside, likely, first + entry))
-
-        has_sign = ~outside & (entry > 0) if folded else tf.zeros_like(outside)
-        sign_image = tf.boolean_mask(coded.image, has_sign)
-        cost = _shr(packed, 32) + tf.cast(has_sign, _i64) * COST_ONE_BIT
-
-        flat = tf.reshape(symbols, [-1])
-        exceptional = tf.reshape(~coded_mask, [-1]) & (flat != 0)
-        exceptional = tf.tensor_scatter_nd_update(exceptional, coded.position[:, None], outside)
-        where = tf.where(exceptional)[:, 0]
-        position = where % tf.maximum(count, 1) + self._position
-        return _EncodedPass(
-            coded=coded,
-            packed=packed & 0xFFFFFFFF,
-            cost=tf.math.unsorted_segment_sum(cost, coded.image, batch),
-            sign=tf.cast(tf.boolean_mask(value, has_sign) < 0, _i64),
-            sign_image=sign_image,
-            sign_counts=_count(sign_image, batch),
-            exceptions=tf.stack([where // tf.maximum(count, 1), position, tf.cast(tf.gather(flat, where), _i64)], 1),
-        )
 
     def cost_bits(self) -> tf.Tensor:
         """float64 `[B]`: ideal bits so far under the integer tables, without exceptions."""
@@ -476,7 +484,7 @@ class RansEncoder:
             signs = _pack_signs(self._passes)
             lanes = self._cheap_lanes(signs.in_last_pass) if log2_lanes is None else tf.constant(log2_lanes, _i64)
             lanes = tf.maximum(lanes, _least_lanes(tf.add_n([p.coded.counts for p in self._passes])))
-            return _assemble(self._passes, signs, lanes, self._coder.precision)
+            return _assemble(self._passes, signs, lanes, self._precision)
 
     def _cheap_lanes(self, last_words: tf.Tensor) -> tf.Tensor:
         """log2 of the lanes `[B]`: the most that cost little.
@@ -488,6 +496,45 @@ class RansEncoder:
         overhead = LANE_OVERHEAD_BITS * lanes + 16 * tf.maximum(lanes - last_words[:, None], 0)
         cheap = overhead * OVERHEAD_FRACTION * COST_ONE_BIT <= self._total_cost()[:, None]
         return tf.reduce_sum(tf.cast(cheap, _i64), 1) - 1
+
+
+@_in_a_graph_once
+def _record(
+    tables: _EncoderTables, rows: tf.Tensor, symbols: tf.Tensor, position: tf.Tensor, folded: bool
+) -> _EncodedPass:
+    """A pass, see `RansEncoder.code`; position: int64 `[]`, number of symbols in the passes before."""
+    batch, count = tf.unstack(tf.shape(symbols, out_type=_i64))
+    coded_mask = tf.gather(tables.row_coded, rows)
+    coded = _find_coded(coded_mask)
+    coded_rows = tf.gather(tf.reshape(rows, [-1]), coded.position)
+    fits = tf.equal(tf.gather(tables.row_folded, coded_rows), folded)
+    (coded_rows,) = require(fits, "a pass mixes folded and other rows", coded_rows)
+
+    value = tf.gather(tf.reshape(symbols, [-1]), coded.position)
+    first, length, offset, likely = tf.unstack(tf.gather(tables.row_info, coded_rows), num=4, axis=1)
+    # Both may wrap, and harmlessly: |-2**31| is negative and so outside; a difference is exact mod 2**32.
+    entry = tf.abs(value) if folded else value - offset
+    outside = (entry < 0) | (entry >= length)
+    packed = tf.gather(tables.entries, tf.where(outside, likely, first + entry))
+
+    has_sign = ~outside & (entry > 0) if folded else tf.zeros_like(outside)
+    sign_image = tf.boolean_mask(coded.image, has_sign)
+    cost = _shr(packed, 32) + tf.cast(has_sign, _i64) * COST_ONE_BIT
+
+    flat = tf.reshape(symbols, [-1])
+    exceptional = tf.reshape(~coded_mask, [-1]) & (flat != 0)
+    exceptional = tf.tensor_scatter_nd_update(exceptional, coded.position[:, None], outside)
+    where = tf.where(exceptional)[:, 0]
+    image, index = where // tf.maximum(count, 1), where % tf.maximum(count, 1)
+    return _EncodedPass(
+        coded=coded,
+        packed=packed & 0xFFFFFFFF,
+        cost=tf.math.unsorted_segment_sum(cost, coded.image, batch),
+        sign=tf.cast(tf.boolean_mask(value, has_sign) < 0, _i64),
+        sign_image=sign_image,
+        sign_counts=_count(sign_image, batch),
+        exceptions=tf.stack([image, position + index, tf.cast(tf.gather(flat, where), _i64)], 1),
+    )
 
 
 class _SignWords(NamedTuple):
@@ -598,13 +645,17 @@ def _assemble(passes: Sequence[_EncodedPass], signs: _SignWords, log2_lanes: tf.
 
 def _grid(passes: Sequence[_EncodedPass], log2_lanes: tf.Tensor, lanes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Packed entries of all passes `[R, B, L]`, 0 where nothing is coded; the pass of each row `[R]`."""
-    grids, heights = [], []
-    for p in passes:
-        where, height = _place(p.coded, log2_lanes)
-        shape = tf.stack([height, _size(log2_lanes), lanes])
-        grids.append(tf.reshape(tf.scatter_nd(where[:, None], p.packed, tf.reduce_prod(shape)[None]), shape))
-        heights.append(height)
-    return tf.concat(grids, 0), tf.repeat(tf.range(len(passes), dtype=_i64), tf.stack(heights))
+    grids = [_grid_of(p.coded, p.packed, log2_lanes, lanes) for p in passes]
+    heights = tf.stack([tf.shape(grid, out_type=_i64)[0] for grid in grids])
+    return tf.concat(grids, 0), tf.repeat(tf.range(len(passes), dtype=_i64), heights)
+
+
+@_in_a_graph_once
+def _grid_of(coded: _Coded, packed: tf.Tensor, log2_lanes: tf.Tensor, lanes: tf.Tensor) -> tf.Tensor:
+    """`_grid` of one pass."""
+    where, height = _place(coded, log2_lanes)
+    shape = tf.stack([height, _size(log2_lanes), lanes])
+    return tf.reshape(tf.scatter_nd(where[:, None], packed, tf.reduce_prod(shape)[None]), shape)
 
 
 def _run(states: tf.Tensor, rows: tf.Tensor, precision: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -705,7 +756,7 @@ class RansDecoder:
           tf.errors.InvalidArgumentError: a stream is damaged. `code` and `finish` may find that out as well.
             The message starts with `coder:`; out of a graph, which adds to it, `describe` extracts it.
         """
-        self._coder, self._partial = coder, partial
+        self._tables, self._partial = coder.decoder_tables(), partial
         self._digests: list[tf.Tensor] = []
         with tf.device(CPU):
             self._state = _start(tf.convert_to_tensor(strings), partial)
@@ -724,7 +775,7 @@ class RansDecoder:
         """
         del symbols
         with tf.device(CPU):
-            decoded, self._state = _decode(self._coder, self._state, tf.cast(rows, _i32), folded, self._partial)
+            decoded, self._state = _decode(self._tables, self._state, tf.cast(rows, _i32), folded, self._partial)
             self._digests.append(digest(decoded))
         self.complete = self._state["alive"]
         return decoded
@@ -845,10 +896,13 @@ def _unpack_exceptions(words: tf.Tensor, at: tf.Tensor, count: tf.Tensor) -> tf.
     return tf.stack([image, position, _shr(zigzag, 1) ^ -(zigzag & 1)], 1)
 
 
-def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, partial: bool) -> tuple[tf.Tensor, State]:
+@_in_a_graph_once
+def _decode(
+    tables: _DecoderTables, state: State, rows: tf.Tensor, folded: bool, partial: bool
+) -> tuple[tf.Tensor, State]:
     """One pass: int32 `[B, N]`, and the state after it."""
     batch, count = tf.unstack(tf.shape(rows, out_type=_i64))
-    coded_mask = tf.gather(coder.row_coded, rows)
+    coded_mask = tf.gather(tables.row_coded, rows)
     if partial:
         coded_mask &= state["alive"][:, None]
     coded = _find_coded(coded_mask)
@@ -858,7 +912,7 @@ def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, parti
     coded = coded._replace(counts=counts)
     coded_rows = tf.gather(tf.reshape(rows, [-1]), coded.position)
 
-    entry, lanes, following = _decode_entries(coder, state, coded, coded_rows)
+    entry, lanes, following = _decode_entries(tables, state, coded, coded_rows)
     alive = following <= state["end"]
     if not partial:
         entry, following = require(alive, "truncated or damaged stream (words)", entry, following)
@@ -870,7 +924,7 @@ def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, parti
     if folded:
         value, state = _decode_signs(state, entry, coded, partial)
     else:
-        value = entry + tf.gather(coder.row_offsets, coded_rows)
+        value = entry + tf.gather(tables.row_offsets, coded_rows)
     symbols = tf.scatter_nd(coded.position[:, None], value, tf.stack([batch * count]))
 
     image, position, exception = tf.unstack(state["exceptions"], num=3, axis=1)
@@ -888,7 +942,7 @@ def _decode(coder: RansCoder, state: State, rows: tf.Tensor, folded: bool, parti
 
 
 def _decode_entries(
-    coder: RansCoder, state: State, coded: _Coded, coded_rows: tf.Tensor
+    tables: _DecoderTables, state: State, coded: _Coded, coded_rows: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Runs the lanes: entry in its row of each coded symbol, int32 `[K]`; states; next word to read."""
     where, height = _place(coded, state["log2_lanes"])
@@ -896,8 +950,8 @@ def _decode_entries(
     cells = height * shape[0] * shape[1]
     dense = cells <= SPARSE_CELLS + SPARSE_FACTOR * tf.reduce_sum(coded.counts)
     (cells,) = require(dense, "the streams of a batch differ too much in length: they can be decoded alone", cells)
-    grid = tf.fill(cells[None], tf.constant(coder.null_row << coder.precision, _i64))
-    keys = _shl(tf.cast(coded_rows, _i64), coder.precision)
+    grid = tf.fill(cells[None], tf.constant(tables.null_row << tables.precision, _i64))
+    keys = _shl(tf.cast(coded_rows, _i64), tables.precision)
     grid = tf.tensor_scatter_nd_update(grid, where[:, None], keys)
     # A symbol takes one word at most: with that many behind them, no damaged stream can make the loop read
     # outside.
@@ -907,10 +961,10 @@ def _decode_entries(
         state["next"][:, None] - 1,
         words,
         tf.reshape(grid, tf.stack([height // UNROLL, UNROLL, shape[0], shape[1]])),
-        tf.convert_to_tensor(coder.slots),
-        tf.constant(coder.precision, _i64),
+        tables.slots,
+        tf.constant(tables.precision, _i64),
     )
-    entry = tf.gather(coder.slot_entries, tf.gather(keys, where))
+    entry = tf.gather(tables.slot_entries, tf.gather(keys, where))
     return tf.cast(entry, _i32), lanes, last[:, 0] + 1
 
 
