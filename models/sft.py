@@ -53,6 +53,18 @@ SKIPPED_LOSS = 1e4
 VALIDATION_QUALITIES = 9
 
 
+def _ordered_dither(log2_size: int) -> np.ndarray:
+    """Bayer's matrix of thresholds (1973): float32 [2^n, 2^n], equally spaced between -0.5 and 0.5, none alike."""
+    order = np.zeros([1, 1])
+    for _ in range(log2_size):
+        order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
+    return ((order + 0.5) / order.size - 0.5).astype(np.float32)
+
+
+#: What is added to the quality in the hyper-latent before it is rounded, over 8x8 of its places.
+DITHER = _ordered_dither(3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Every number of the architecture (paper, section 4.1 and appendix).
@@ -174,7 +186,7 @@ class SFT(Codec):
 
         quality_map: that of `analyse`. Only the encoder has it.
         """
-        z = None if y is None else self.hyper_latent(y, quality_map)
+        z = None if y is None else self.with_dithered_quality(self.hyper_latent(y, quality_map))
         rows, columns = shape[1] // 16, shape[2] // 16
         z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.prior_channels()]
         z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
@@ -189,6 +201,15 @@ class SFT(Codec):
         coarse_map = pad_to_multiple(tf.nn.avg_pool2d(quality_map, 16, 16, "VALID"), 4)
         z = tf.cast(self.hyper_analysis(pad_to_multiple(y, 4), coarse_map), tf.float32)
         return LATENT_SCALE * tf.concat([z, tf.nn.avg_pool2d(coarse_map, 4, 4, "VALID") - 0.5], -1)
+
+    def with_dithered_quality(self, z: tf.Tensor) -> tf.Tensor:
+        """z whose quality, when it is rounded, is right in the mean of 8x8 of its places; on a step it stays there.
+
+        With the same quality everywhere all of them would round the same way, and files grow in steps of a tenth.
+        """
+        rows, columns = tf.range(tf.shape(z)[1]) % DITHER.shape[0], tf.range(tf.shape(z)[2]) % DITHER.shape[1]
+        offsets = tf.gather(tf.gather(DITHER, rows), columns, axis=1)
+        return z + tf.pad(offsets[None, ..., None], [[0, 0], [0, 0], [0, 0], [self.config.hyper_channels, 0]])
 
     def latent_scale(self, z_hat: tf.Tensor, rows, columns) -> tf.Tensor:
         """What y is multiplied by before it is rounded, [B, rows, columns, 1]: the finer, the higher the quality is.

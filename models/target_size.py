@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 #: Until two sizes are known: from the first position to the last they grow so many times. ELIC's do 6 times, SFT's 11.
 GROWTH = 7
-#: So many positions are found by lines. Then sizes are no such curve (SFT's rise in steps), and bisection is next.
+#: So many positions are found by lines. If that was not enough sizes are no such curve, and bisection is next.
 LINES = 4
 
 

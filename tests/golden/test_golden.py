@@ -86,6 +86,17 @@ def test_the_weights_that_ship_beat_jpeg_at_their_rate():
     assert psnr(photograph, codec.decompress(data)) > psnr(photograph, classical.decode(jpeg)) + 1
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_sft_meets_any_size(share):
+    """What it sends of the quality has 17 steps; see `models.sft.DITHER`."""
+    photograph = read_image(SHIPPED.parent / "eval" / "kodim23_512x384.png")
+    codec = load(SHIPPED / "sft" / "small.safetensors")
+    codec.effort = 0
+    low, high = (len(codec.compress(photograph, quality=quality)) for quality in (0, 1))
+    target = round(low ** (1 - share) * high**share)
+    assert 0.97 * target < len(codec.compress_to(photograph, target)) <= target
+
+
 @pytest.mark.parametrize("preset", ["small", "medium"])
 def test_the_weights_of_variable_rate_beat_webp_up_to_half_a_bit(preset):
     """On the sample, by real files; the 24 Kodak pictures are in res/eval/elic_PRESET_kodak.json."""

@@ -141,6 +141,34 @@ def test_latents_grow_with_the_quality(sft):
     assert (scale[0, :, :4] == scale[0, 0, 0]).all() and (scale[0, :, 8:] == scale[0, 0, 8]).all()
 
 
+def rounded_quality(sft, quality, rows=8, columns=8):
+    """The last channel of z_hat for one quality everywhere."""
+    y = tf.zeros([1, 4 * rows, 4 * columns, sft.config.latents])
+    z = sft.hyper_latent(y, tf.fill([1, 64 * rows, 64 * columns, 1], np.float32(quality)))
+    np.testing.assert_array_equal(sft.with_dithered_quality(z)[..., :-1], z[..., :-1])
+    return np.round(sft.with_dithered_quality(z)[0, ..., -1])
+
+
+def test_the_quality_that_is_sent_is_right_in_the_mean(sft):
+    for quality in np.linspace(0, 1, 257):
+        sent = rounded_quality(sft, quality)
+        assert np.ptp(sent) <= 1
+        assert np.mean(sent) == pytest.approx(16 * quality - 8, abs=1.01 / 64)
+
+
+@pytest.mark.parametrize("step", range(17))
+def test_a_quality_that_can_be_sent_is_the_same_everywhere(sft, step):
+    assert (rounded_quality(sft, step / 16, 5, 11) == step - 8).all()
+
+
+def test_the_quality_that_is_sent_is_right_in_every_part(sft):
+    """Not so much lower in one half of the picture and higher in the other."""
+    for quality in (0.2, 0.53, 0.9):
+        sent = rounded_quality(sft, quality)
+        halves = sent[:4], sent[4:], sent[:, :4], sent[:, 4:]
+        np.testing.assert_allclose([np.mean(half) for half in halves], 16 * quality - 8, atol=0.05)
+
+
 def test_later_regions_win():
     map_ = paint((10, 20), 0.2, [Region(0, 0, 10, 10), Region.parse("5,2,15,8:0.5")])
     assert map_.dtype == np.float32
