@@ -716,10 +716,12 @@ class Codec(Flags, tf.keras.Model):
     def trace(self) -> None:
         """Makes graphs of compressing and decompressing, for programs that handle many pictures.
 
-        Takes some ten seconds at the first picture each way, then a third less time for every picture of any size.
+        Takes six seconds at the first picture each way, some twenty where symbols are chosen, and then a quarter to two
+        thirds less time for every picture of any size.
         Fused kernels round differently: pixels can differ by a level from those without graphs, and so can a symbol or
         a coefficient here and there, where compressing looks at decoded pixels (filters, compensation).
         """
+        self.coder  # noqa: B018 - its tables are variables, and functions that make some are traced twice
         images, string, number = (tf.TensorSpec(*spec) for spec in (
             ([None, None, None, 3], tf.uint8), ([], tf.string), ([2], tf.int32)
         ))  # fmt: skip

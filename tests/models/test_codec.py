@@ -464,6 +464,18 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or None)
     assert process.returncode == 0, process.stderr[-2000:]
 
 
+def test_a_codec_is_traced_once_each_way(tiny_weights, crop, monkeypatch):
+    """A function that makes variables, such as the coder's tables, is traced twice: eight seconds with `medium`."""
+    codec, ways = load(tiny_weights), []
+    for name in ("_encode", "_decode"):
+        original = getattr(codec, name)
+        monkeypatch.setattr(codec, name, lambda *a, name=name, original=original: (ways.append(name), original(*a))[1])
+    codec.trace()
+    codec.decompress(codec.compress(crop(40, 70)))
+    codec.decompress(codec.compress(crop(33, 17)))
+    assert ways == ["_encode", "_decode"]
+
+
 def test_traced_writes_the_same_bytes_and_reads_the_same_pictures(tiny_weights, crop):
     codec = load(tiny_weights)
     pictures = [crop(40, 70), crop(33, 17)]  # sizes that one graph serves
