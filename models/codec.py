@@ -39,6 +39,7 @@ from models.variables import in_corner, through_float16, variables_by_path, with
 from transforms import exact, tiling
 from transforms.chain import Chain
 from transforms.gain import STEPS, GainUnit
+from transforms.relu import Census, leaking, watching
 
 CALIBRATION_BATCH = 32
 
@@ -381,7 +382,7 @@ class Codec(Flags, tf.keras.Model):
 
     def train_step(self, data):
         """One step of `losses` on a batch [B, P, P, 3]."""
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, leaking():
             losses = self.losses(self.batch(data), training=True)
             # Under tf.distribute gradients are summed over replicas: each contributes its share of the global mean.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
@@ -420,6 +421,19 @@ class Codec(Flags, tf.keras.Model):
         variables = self.named_variables().items()
         among = {v.ref() for name, v in variables if name.split("/")[0] in parts}
         return [v for v in found if (v.ref() in among) == (self.fixed != "encoder")]
+
+    def census(self, images: np.ndarray) -> Census:
+        """Which hidden units of the networks (those of `transforms.relu`) are dead, as far as pictures can tell.
+
+        images: [N, H, W, 3] in 0..255; they are shown at qualities from the lowest to the highest.
+        """
+        controls = self.rate_control.for_calibration(np.shape(images)[:3])
+        with watching() as seen:
+            for number in np.random.default_rng(0).permutation(len(images)):
+                picture = self.pad(tf.cast(np.asarray(images)[number][None], tf.float32))
+                wish = self.pad_controls({name: tf.constant(value[number][None]) for name, value in controls.items()})
+                self.reconstruct(self.transmit(FloatRate(self.entropy_models), picture, **wish))
+        return Census(seen)
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 

@@ -82,6 +82,7 @@ class EntropyModels(tf.Module):
 
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
         # No offset heuristic: hyper-latents are rounded to whole numbers, in files as in estimates.
+        self._noisy_bits = tf.function(self._bits_of_noisy, jit_compile=True, autograph=False)
         self.hyper = tfc.ContinuousBatchedEntropyModel(
             self.prior, coding_rank=3, compression=False, bottleneck_dtype=tf.float32, offset_heuristic=False
         )
@@ -98,6 +99,17 @@ class EntropyModels(tf.Module):
         """Probabilities of the integers -limit .. limit: float64 [2 limit + 1, channels]; and the offset -limit."""
         grid = tf.range(-limit, limit + 1, dtype=tf.float32)[:, None]
         return self.prior.prob(grid).numpy().astype(np.float64), -limit
+
+    def noisy_bits(self, latent: tf.Tensor, rows: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+        """Bits [B] of Gaussian latents [B, N] under additive uniform noise.
+
+        A density is hundreds of small operations and as many of its gradient. In a graph they are compiled into few: on
+        a CPU that takes a quarter of the time.
+        """
+        return (self._noisy_bits if tf.inside_function() else self._bits_of_noisy)(latent, rows, mean)
+
+    def _bits_of_noisy(self, latent, rows, mean):
+        return self.latent(latent, rows, loc=mean, training=True)[1]
 
     def noisy_normal(self, rows: tf.Tensor, mean: tf.Tensor):
         """The density of a Gaussian latent under additive uniform noise, by its row (any real number) and mean."""
@@ -162,6 +174,9 @@ class TrainingRate(_FloatCoder):
     """
 
     training = True
+
+    def _gaussian_bits(self, latent, rows, mean):
+        return self._models.noisy_bits(latent, rows, mean)
 
 
 class SoftRate(_FloatCoder):

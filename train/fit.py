@@ -18,6 +18,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ from train.options import FitOptions
 FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "optimizer", "ema", "mixed_precision")
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
+#: Patches that are looked at for hidden units that are dead.
+REVIVAL = 64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,16 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
         codec.check_classes(source.classes)
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
-        _make_variables(codec, min(64, options.patchsize))
+        # All variables are made now: what a checkpoint restores, and what an average needs, must exist. With
+        # `training=True`, since a codec makes its trainable densities only when it is trained.
+        side = min(64, options.patchsize)
+        codec(tf.zeros([1, side, side, 3]), training=True)
+        if options.revive and not start_step:
+            census = codec.census(calibration[:REVIVAL])
+            logger.warning("%d of %d hidden units are dead, and begin anew", census.dead, census.units)
+            census.revive(seed)
+        # An average begins with the weights that there are when the optimizer is made.
+        codec.optimizer.build(codec.trainable_variables)
     if several_workers(strategy):
         # Now that all have the same weights: each draws noise and levels of its own for its share of the batch.
         tf.keras.utils.set_random_seed((seed + start_step + worker_index()) % 2**32)
@@ -154,15 +168,6 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
         )
     run.finish(codec, calibration, strategy)
     return Trained(codec, history.history, run.path(BEST), run.path(FINAL))
-
-
-def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
-    """Makes all variables now: what a checkpoint restores, and what an average needs, must exist.
-
-    With `training=True`, since a codec makes its trainable densities only when it is trained.
-    """
-    codec(tf.zeros([1, patchsize, patchsize, 3]), training=True)
-    codec.optimizer.build(codec.trainable_variables)
 
 
 # --- the folder of a run -----------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class FitOptions:
         there is a GPU and bfloat16 where there is none.
       strategy: `one_device`; `mirrored` (all GPUs of this machine); `multi_worker` (the cluster that the
         environment variable TF_CONFIG describes); `auto` picks among them.
+      revive: hidden units that are dead in the weights that the run begins with begin anew; see `transforms.relu`.
       resume: continue the run in `train_path` if there is one.
       seed: makes order and place of the patches, initial weights and random numbers repeatable.
     """
@@ -85,6 +86,7 @@ class FitOptions:
     labelled: str | None = None
     calibration: int = 256
     optimizer: str = "adam"
+    revive: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what cannot work.
@@ -207,6 +209,12 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         "Where to train: one_device, mirrored (all GPUs of this machine), multi_worker (the cluster that "
         "TF_CONFIG describes); auto picks one of them.",
         choices=STRATEGIES,
+    )
+    add(
+        "revive",
+        "Before the first step let hidden units that some training patches never wake begin anew, with nobody "
+        "listening yet: for --init_weights that have such.",
+        action="store_true",
     )
     add("resume", "Continue the run in --train_path, if there is one.", action="store_true")
     add("seed", "Makes the run repeatable: order and place of patches, initial weights.", type=int)

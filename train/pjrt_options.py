@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 RUNTIMES = ("tf", "pjrt")
 
 #: Settings of TensorFlow's input pipeline and devices: the runner has its own.
-IDLE_IN_RUN = ("crops_per_image", "cache_gb", "strategy")
+IDLE_IN_RUN = ("crops_per_image", "cache_gb", "strategy", "revive")
 #: All settings that an export and an import heed.
 HEEDED_BY_EXPORT = (
     *("batchsize", "patchsize", "optimizer", "learning_rate", "clipnorm", "ema"),
