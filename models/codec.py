@@ -32,14 +32,13 @@ from models.latents import (
     TrainingRate,
 )
 from models.rate_control import QualityLevels, RateControl
-from models.rdoq import better_symbols, traced_round
+from models.rdoq import Graphs, better_symbols
 from models.refine import Refiner, check_refinable
 from models.target_size import largest_within
 from models.variables import in_corner, through_float16, variables_by_path, without_initialisers
 from transforms import exact, tiling
 from transforms.chain import Chain
 from transforms.gain import STEPS, GainUnit
-from transforms.relu import Census, leaking, watching
 
 CALIBRATION_BATCH = 32
 
@@ -106,7 +105,7 @@ class Codec(Flags, tf.keras.Model):
         self.fixed: str | None = None  # the part that `fix` has fixed
         self._sender: Callable | None = None  # `_sent_as_files` of the codec whose symbols this one learns from
         self._refiner: Refiner | None = None
-        self._round: Callable | None = None
+        self._choice: Graphs | None = None
         self.distortion = MSE  # what losses weigh against bits: see `judge_by`
         self._track(self.metric_names)
 
@@ -165,6 +164,12 @@ class Codec(Flags, tf.keras.Model):
     def start_linear(self) -> None:
         """Lets untrained transforms begin as a linear one, where a model can; see `transforms/linear_start.py`."""
         raise NotImplementedError
+
+    def begin_from(self, pictures: np.ndarray) -> None:
+        """What depends on pictures of how training begins, before its first step: by default nothing.
+
+        pictures: of the training, uint8 [N, H, W, 3]. The variables exist.
+        """
 
     def make_rate_control(self) -> RateControl:
         """What can be asked of these weights: a quality where there are several λ, else nothing."""
@@ -382,7 +387,7 @@ class Codec(Flags, tf.keras.Model):
 
     def train_step(self, data):
         """One step of `losses` on a batch [B, P, P, 3]."""
-        with tf.GradientTape() as tape, leaking():
+        with tf.GradientTape() as tape:
             losses = self.losses(self.batch(data), training=True)
             # Under tf.distribute gradients are summed over replicas: each contributes its share of the global mean.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
@@ -421,19 +426,6 @@ class Codec(Flags, tf.keras.Model):
         variables = self.named_variables().items()
         among = {v.ref() for name, v in variables if name.split("/")[0] in parts}
         return [v for v in found if (v.ref() in among) == (self.fixed != "encoder")]
-
-    def census(self, images: np.ndarray) -> Census:
-        """Which hidden units of the networks (those of `transforms.relu`) are dead, as far as pictures can tell.
-
-        images: [N, H, W, 3] in 0..255; they are shown at qualities from the lowest to the highest.
-        """
-        controls = self.rate_control.for_calibration(np.shape(images)[:3])
-        with watching() as seen:
-            for number in np.random.default_rng(0).permutation(len(images)):
-                picture = self.pad(tf.cast(np.asarray(images)[number][None], tf.float32))
-                wish = self.pad_controls({name: tf.constant(value[number][None]) for name, value in controls.items()})
-                self.reconstruct(self.transmit(FloatRate(self.entropy_models), picture, **wish))
-        return Census(seen)
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 
@@ -499,7 +491,7 @@ class Codec(Flags, tf.keras.Model):
         self._coder = None
         self._refiner = None
         self._traced = {}
-        self._round = None
+        self._choice = None
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All that a weights file holds, by name: float16 weights, integer networks, tables (`bank/...`)."""
@@ -654,11 +646,11 @@ class Codec(Flags, tf.keras.Model):
         return better_symbols(self, images, self.analyse_twice(images, controls), controls)
 
     @property
-    def round_of_choice(self) -> Callable:
-        """A round of `better_symbols` as a graph, made once."""
-        if self._round is None:
-            self._round = traced_round(self)
-        return self._round
+    def graphs_of_choice(self) -> Graphs:
+        """Graphs for `better_symbols`."""
+        if self._choice is None:
+            self._choice = Graphs(self)
+        return self._choice
 
     def analyse_twice(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures [B, H, W, 3], and once more of what the synthesis would leave out of them.

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 if __name__ == "__main__":  # a command line does not open with TensorFlow's log
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,9 +36,9 @@ from models.codec import Codec
 from models.coding.tables import NUM_SCALES
 from models.distortion import MSE, check_side
 from models.errors import UserError
-from models.latents import ROW_BIAS, ROW_GAIN
+from models.latents import ROW_BIAS, ROW_GAIN, FloatRate
 from models.registry import register
-from transforms import checkerboard, detail, linear_start
+from transforms import checkerboard, detail, linear_start, patches
 from transforms import elic as transforms
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.gain import GainedInput, GainUnit
@@ -59,6 +59,9 @@ class Config:
     parameter_width: least hidden width of the parameter networks, which otherwise narrow on a straight line from their
       input to their output.
     detail: channels of the last group, if that is one of detail channels; 0 in the paper. See `transforms.detail`.
+    patch_widths: channels at 1/8 of the resolution, and inner ones at 1/16, of transforms of patches, which then stand
+      in the place of the paper's; see `transforms.patches`. Zeros in the paper.
+    patch_blocks: how many residual blocks these have at 1/8 and at 1/16.
     restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.analyse_twice`.
@@ -74,6 +77,8 @@ class Config:
     context_widths: tuple[int, int] = (224, 128)
     parameter_width: int = 384
     detail: int = 0
+    patch_widths: tuple[int, int] = (0, 0)
+    patch_blocks: tuple[int, int] = (4, 2)
     restoration: bool = False
     compensation: float = 0.0
     rdoq: float = 0.0
@@ -105,8 +110,13 @@ _SMALL = Config(
     compensation=0.7,
     rdoq=11.5,
 )
-PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
-"""`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
+#: The numbers of a configuration that its entropy networks, and the gains, depend on.
+ENTROPY_NETWORKS = ("groups", "hyper_channels", "hyper_widths", "hyper_features", "context_widths", "parameter_width")
+
+_LARGE = dataclasses.replace(_SMALL, groups=(8, 8, 16, 32, 96, 160), patch_widths=(192, 192))
+PRESETS = {"base": Config(), "large": _LARGE, "medium": _SMALL.with_detail(160), "small": _SMALL}
+"""`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels, `large` has
+the entropy networks of `medium` and transforms of patches."""
 
 
 @register("elic", model_id=1, config=Config, presets=PRESETS, progressive=True)
@@ -122,6 +132,7 @@ class ELIC(Codec):
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: float | Sequence[float] = 0.01):
         super().__init__(config, lmbda)
+        self._teacher: Callable[[], ELIC] | None = None
         c = config
         if len(self.lambdas) > 1:
             log_gain = self._first_log_gains(np.exp(np.mean(np.log(self.lambdas))))
@@ -129,15 +140,22 @@ class ELIC(Codec):
             self.latent_inverse_gain = GainUnit(c.latents, -log_gain, name="latent_inverse_gain")
             self.hyper_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_gain")
             self.hyper_inverse_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_inverse_gain")
-        self.analysis = transforms.analysis(c.widths, c.deep)
-        self.synthesis = transforms.synthesis(c.widths, c.deep)
+        if any(c.patch_widths):
+            self.analysis = patches.analysis(c.patch_widths, c.patch_blocks, c.deep)
+            self.synthesis = patches.synthesis(c.patch_widths, c.patch_blocks, c.deep)
+            far = patches.reach(c.patch_blocks)
+            self.reach = dataclasses.replace(self.reach, analysis=far, synthesis=far)
+        else:
+            self.analysis = transforms.analysis(c.widths, c.deep)
+            self.synthesis = transforms.synthesis(c.widths, c.deep)
         if c.detail:
             self.detail_analysis = detail.analysis(c.detail)
             self.detail_synthesis = detail.synthesis(c.detail)
             self.analysis_exchange = detail.exchange(c.latents, name="analysis_exchange")
             self.synthesis_exchange = detail.exchange(c.latents, name="synthesis_exchange")
             # The exchanges look at the neighbours of a latent.
-            self.reach = dataclasses.replace(self.reach, analysis=160, synthesis=160)
+            far = self.reach.analysis + 16
+            self.reach = dataclasses.replace(self.reach, analysis=far, synthesis=far)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels)
         self.hyper_synthesis = EntropyNet(
             c.hyper_channels,
@@ -181,10 +199,57 @@ class ELIC(Codec):
 
     def start_linear(self) -> None:
         """See `Codec`."""
-        linear_start.begin(self.analysis, self.synthesis, self._first_step())
+        start = patches if any(self.config.patch_widths) else linear_start
+        start.begin(self.analysis, self.synthesis, self._first_step())
         if self.config.detail:
             self.build_variables(training=True)
             self._begin_detail(shown=True)
+
+    def imitate(self, teacher: ELIC) -> None:
+        """Lets training begin with what `teacher` has learnt: see `begin_from`.
+
+        UserError unless this codec has transforms of patches, and its entropy networks and number of λ are the same.
+        """
+        if not any(self.config.patch_widths):
+            raise UserError("--like: for transforms of patches only, such as those of --preset large")
+        ours, theirs = (
+            {"λ": len(codec.lambdas)} | {name: getattr(codec.config, name) for name in ENTROPY_NETWORKS}
+            for codec in (self, teacher)
+        )
+        for name in ours:
+            if ours[name] != theirs[name]:
+                raise UserError(f"--like: weights of the same {name} are needed, {ours[name]}, not {theirs[name]}")
+        self._teacher = lambda: teacher  # which Keras does not take for a part of this model
+
+    def begin_from(self, pictures):
+        """Takes over the entropy networks of a teacher, and as near to its latents as affine maps of blocks come.
+
+        The transforms can still learn all they could. See `imitate` and `Codec.begin_from`.
+        """
+        if self._teacher is None:
+            return
+        teacher = self._teacher()
+        transforms_ = ("analysis", "synthesis")
+        theirs = {n: v for n, v in teacher.named_variables().items() if n.split("/")[0] not in transforms_}
+        for name, variable in self.named_variables().items():
+            if variable.trainable and name in theirs:
+                variable.assign(theirs[name])
+
+        @tf.function(autograph=False)
+        def taught(images, controls):
+            y = teacher.analyse(images)
+            blocks = patches.blocks_of(self.normalise(images))
+            return blocks, y, teacher.code(FloatRate(teacher.entropy_models), y, tf.shape(images)[:3], **controls)
+
+        forward, inverse = patches.Fit(), patches.Fit()
+        controls = teacher.rate_control.for_calibration(np.shape(pictures)[:3])
+        order = np.random.default_rng(0).permutation(len(pictures))
+        for some in np.array_split(order, -(-len(pictures) // 8)):
+            wish = {name: tf.constant(value[some]) for name, value in controls.items()}
+            blocks, y, y_hat = taught(self.pad(tf.cast(np.asarray(pictures)[some], tf.float32)), wish)
+            forward.see(blocks, y)
+            inverse.see(y_hat, blocks)
+        patches.begin_as(self.analysis, self.synthesis, forward.best(), inverse.best())
 
     def _first_step(self) -> float:
         return linear_start.best_step(np.exp(np.mean(np.log(self.lambdas))))
@@ -337,11 +402,19 @@ class ELIC(Codec):
             help="Add N detail channels, which are not in the paper, to --init_weights that have none: they begin with "
             "no say, and let high rates reach a better quality.",
         )
+        parser.add_argument(
+            "--like",
+            metavar="WEIGHTS",
+            help="Begin with the entropy networks of these weights, and with affine maps to their latents and back: "
+            "for --preset large, which has transforms of patches.",
+        )
 
     @classmethod
     def check_train_flags(cls, args) -> None:
         """See `Codec`."""
         super().check_train_flags(args)
+        if args.like and args.init_weights:
+            raise UserError("--like: says how new weights begin; leave out --init_weights")
         if args.detail is not None and args.detail < 1:
             raise UserError(f"--detail {args.detail}: must be above 0")
         if args.detail is not None and not args.init_weights:
@@ -353,6 +426,8 @@ class ELIC(Codec):
     def for_training(cls, args) -> ELIC:
         """See `Codec`."""
         codec = super().for_training(args)
+        if args.like:
+            codec.imitate(cls.begun(args.like))
         if args.detail:
             codec = codec.with_detail(args.detail)
         if args.distortion:

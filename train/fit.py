@@ -18,7 +18,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -36,13 +35,9 @@ from train.optimizer import make_optimizer
 from train.options import FitOptions
 
 # What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
-FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "optimizer", "ema", "mixed_precision")
+FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "optimizer", "fan_in", "ema", "mixed_precision")
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
-#: Patches that are looked at for hidden units that are dead.
-REVIVAL = 64
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,14 +122,9 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
         codec.check_classes(source.classes)
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
-        # All variables are made now: what a checkpoint restores, and what an average needs, must exist. With
-        # `training=True`, since a codec makes its trainable densities only when it is trained.
-        side = min(64, options.patchsize)
-        codec(tf.zeros([1, side, side, 3]), training=True)
-        if options.revive and not start_step:
-            census = codec.census(calibration[:REVIVAL])
-            logger.warning("%d of %d hidden units are dead, and begin anew", census.dead, census.units)
-            census.revive(seed)
+        _make_variables(codec, min(64, options.patchsize))
+        if not start_step:
+            codec.begin_from(calibration)
         # An average begins with the weights that there are when the optimizer is made.
         codec.optimizer.build(codec.trainable_variables)
     if several_workers(strategy):
@@ -168,6 +158,14 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
         )
     run.finish(codec, calibration, strategy)
     return Trained(codec, history.history, run.path(BEST), run.path(FINAL))
+
+
+def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
+    """Makes all variables now: what a checkpoint restores, and what an average needs, must exist.
+
+    With `training=True`, since a codec makes its trainable densities only when it is trained.
+    """
+    codec(tf.zeros([1, patchsize, patchsize, 3]), training=True)
 
 
 # --- the folder of a run -----------------------------------------------------------------------------------
@@ -282,7 +280,7 @@ class Run:
 
     def _metadata(self, codec: tf.keras.Model) -> dict[str, str]:
         """How the weights came about, for the header of the weights file: numbers, but no paths."""
-        sizes, rates = ("batchsize", "patchsize"), ("learning_rate", "schedule", "drop_share", "warmup_steps")
+        sizes, rates = ("batchsize", "patchsize"), ("learning_rate", "fan_in", "schedule", "drop_share", "warmup_steps")
         names = (*sizes, "optimizer", *rates, "clipnorm", "ema", "mixed_precision", "seed")
         kept = {name: str(getattr(self.options, name)) for name in names}
         return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}

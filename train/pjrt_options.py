@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 RUNTIMES = ("tf", "pjrt")
 
 #: Settings of TensorFlow's input pipeline and devices: the runner has its own.
-IDLE_IN_RUN = ("crops_per_image", "cache_gb", "strategy", "revive")
+IDLE_IN_RUN = ("crops_per_image", "cache_gb", "strategy")
 #: All settings that an export and an import heed.
 HEEDED_BY_EXPORT = (
     *("batchsize", "patchsize", "optimizer", "learning_rate", "clipnorm", "ema"),
-    *("mixed_precision", "seed"),
+    *("fan_in", "mixed_precision", "seed"),
 )
 HEEDED_BY_IMPORT = (
     *("train_path", "train_glob", "tfds", "validation_glob", "validation_steps"),

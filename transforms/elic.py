@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from transforms.chain import Chain
-from transforms.relu import Unit, relu
 from transforms.resample import Downsample, Upsample
 
 Layer = tf.keras.layers.Layer
@@ -39,8 +38,8 @@ class ResidualBottleneck(_SameShape):
     def __init__(self, channels: int, final_relu: bool = False, hidden: int | None = None, name: str | None = None):
         super().__init__(name=name)
         hidden = hidden or channels // 2
-        self.reduce = Conv2D(hidden, 1, name="reduce")
-        self.spatial = Conv2D(hidden, 3, padding="same", name="spatial")
+        self.reduce = Conv2D(hidden, 1, activation="relu", name="reduce")
+        self.spatial = Conv2D(hidden, 3, padding="same", activation="relu", name="spatial")
         self.expand = Conv2D(channels, 1, name="expand")
         self.final_relu = final_relu
 
@@ -48,17 +47,11 @@ class ResidualBottleneck(_SameShape):
         for layer in (self.reduce, self.spatial, self.expand):
             layer.build(input_shape)
             input_shape = layer.compute_output_shape(input_shape)
-        kernels = [layer.kernel for layer in (self.reduce, self.spatial, self.expand)]
-        self._units = [
-            Unit(kernels[n], layer.bias, -1, kernels[n + 1], -2) for n, layer in enumerate((self.reduce, self.spatial))
-        ]
         super().build(input_shape)
 
     def call(self, x):
-        y = relu(self.reduce(x), self._units[0], leaks=False)
-        y = relu(self.spatial(y), self._units[1])
-        x = x + self.expand(y)
-        return relu(x) if self.final_relu else x
+        x = x + self.expand(self.spatial(self.reduce(x)))
+        return tf.nn.relu(x) if self.final_relu else x
 
     def pass_through(self) -> None:
         """See `transforms/linear_start.py`."""

@@ -32,7 +32,6 @@ import numpy as np
 import tensorflow as tf
 
 from transforms import checkerboard
-from transforms.relu import Unit, relu
 
 #: Partial sums below this are exact in float32.
 EXACT = float(2**24)
@@ -132,10 +131,6 @@ class Conv:
     def output_axis(self) -> int:
         """Which axis of the kernel is the output channel."""
         return 2 if self.up > 1 and not self.masked else -1
-
-    def input_axis(self) -> int:
-        """Which axis of the kernel is the input channel."""
-        return -2 if self.output_axis() == -1 else -1
 
     def fan_in(self, channels: int) -> int:
         taps = len(checkerboard.TAPS) if self.masked else self.size**2
@@ -267,10 +262,6 @@ class EntropyNet(tf.keras.layers.Layer):
             self.kernels.append(self.add_weight(f"kernel{number}", conv.kernel_shape(channels), initializer=uniform))
             self.biases.append(self.add_weight(f"bias{number}", [conv.filters], initializer="zeros"))
             channels = conv.filters
-        self._units = [
-            Unit(self.kernels[n], self.biases[n], conv.output_axis(), self.kernels[n + 1], after.input_axis())
-            for n, (conv, after) in enumerate(zip(self.convs, self.convs[1:]))
-        ]
         super().build(input_shape)
 
     def build_integers(self) -> None:
@@ -291,7 +282,7 @@ class EntropyNet(tf.keras.layers.Layer):
             dtype = tf.float32 if last and self.output_kind != Output.FEATURES else self._hidden_dtype
             x = conv(tf.cast(x, dtype), tf.cast(kernel, dtype)) + tf.cast(bias, dtype)
             if not last:
-                x = relu(x, self._units[number])
+                x = tf.nn.relu(x)
         return tf.cast(x, tf.float32)
 
     def run(self, x: Fixed | tf.Tensor) -> Fixed | tf.Tensor:

@@ -1,6 +1,7 @@
 """Symbols that are chosen by rate and distortion, `models/rdoq.py`."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -61,10 +62,14 @@ def test_it_pays(crop, tmp_path, path, quality, restoration, least):
     assert gain(path, tmp_path, crop(192, 256), quality, plain, choosing) >= least
 
 
+def one_round(codec, *arguments):
+    return rdoq._round(codec, functools.partial(rdoq._gradients, codec), *arguments)
+
+
 def after_round(codec, images, latents, controls, turn=0):
     """Latents after one round that knows of none before."""
     slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(latents, **controls))
-    return rdoq._round(codec, images, latents, controls, turn, codec.rdoq, 0.0, slopes)[1]
+    return one_round(codec, images, latents, controls, turn, codec.rdoq, 0.0, slopes)[1]
 
 
 def passes_of(codec, analysed, images, controls):
@@ -141,15 +146,27 @@ def test_rounds_are_shown_as_they_go_and_the_same_in_a_graph(crop):
     assert np.mean(moved[0]) > 0.001 and np.mean(moved[0] != moved[1]) < 0.05 * np.mean(moved[0])
 
 
-def test_few_rounds_of_a_small_picture_are_not_worth_a_graph(crop, monkeypatch):
-    codec = load(MEDIUM)
-    codec.effort = 1
-    images, controls, before = prepared(codec, crop, 4, 64, 64)
-    monkeypatch.setattr("models.codec.traced_round", lambda codec: pytest.fail("traced"))
-    rdoq.better_symbols(codec, images, before, controls)
-    codec.effort = rdoq.GRAPH_FROM
-    with pytest.raises(pytest.fail.Exception, match="traced"):
+def test_graphs_are_made_where_they_are_worth_it(crop):
+    """...and by any way the symbols are the same, but for what rounding decides."""
+    codec, chosen = load(MEDIUM), []
+    images, controls, before = prepared(codec, crop, 4)
+    for rounds, graphs in (
+        (rdoq.GRADIENT_GRAPH_FROM - 1, set()),
+        (rdoq.GRADIENT_GRAPH_FROM, {"gradients"}),
+        (rdoq.GRAPH_FROM, {"gradients", "round"}),
+    ):
+        codec.effort = rounds
         rdoq.better_symbols(codec, images, before, controls)
+        assert graphs == {name for name in ("gradients", "round") if name in vars(codec.graphs_of_choice)}
+    codec.effort = 3
+    slopes = tf.zeros_like(codec.unrounded(before, **controls))
+    arguments = images, before, controls, tf.constant(0), tf.constant(9.0), tf.constant(0.0), slopes
+    graphs = codec.graphs_of_choice
+    ways = functools.partial(one_round, codec), functools.partial(rdoq._round, codec, graphs.gradients), graphs.round
+    for one in ways:
+        chosen.append(np.abs(one(*arguments)[1] - before) > 1e-3)
+    assert chosen[0].mean() > 0.001
+    assert all(np.mean(other != chosen[0]) < 0.02 * chosen[0].mean() for other in chosen[1:])
 
 
 def test_what_does_not_pay_at_all_stays(medium, crop):
@@ -217,8 +234,8 @@ def test_memory_grows_in_many_rounds():
 def test_rounds_remember_the_slopes_of_those_before(medium, crop):
     images, controls, latents = prepared(medium, crop, 3)
     old = tf.random.stateless_normal(latents.shape, [0, 1], 0, 50.0)
-    loss, _, first = rdoq._round(medium, images, latents, controls, 0, medium.rdoq, 0.0, old)
-    _, _, later = rdoq._round(medium, images, latents, controls, 1, medium.rdoq, 0.4, old)
+    loss, _, first = one_round(medium, images, latents, controls, 0, medium.rdoq, 0.0, old)
+    _, _, later = one_round(medium, images, latents, controls, 1, medium.rdoq, 0.4, old)
     decoded = medium.code(TableRate(medium.bank), latents, tf.shape(images)[:3], **controls)
     now = rdoq._gradients(medium, images, decoded, controls)[1]
     np.testing.assert_allclose(first, now, rtol=1e-3, atol=1e-3)
