@@ -82,7 +82,6 @@ class EntropyModels(tf.Module):
 
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
         # No offset heuristic: hyper-latents are rounded to whole numbers, in files as in estimates.
-        self._noisy_bits = tf.function(self._bits_of_noisy, jit_compile=True, autograph=False)
         self.hyper = tfc.ContinuousBatchedEntropyModel(
             self.prior, coding_rank=3, compression=False, bottleneck_dtype=tf.float32, offset_heuristic=False
         )
@@ -106,10 +105,14 @@ class EntropyModels(tf.Module):
         A density is hundreds of small operations and as many of its gradient. In a graph they are compiled into few: on
         a CPU that takes a quarter of the time.
         """
-        return (self._noisy_bits if tf.inside_function() else self._bits_of_noisy)(latent, rows, mean)
 
-    def _bits_of_noisy(self, latent, rows, mean):
-        return self.latent(latent, rows, loc=mean, training=True)[1]
+        def bits(*given):
+            return self.latent(*given[:2], loc=given[2], training=True)[1]
+
+        if tf.inside_function():
+            # One for each graph: where the noise comes from is that graph's business (`train/pjrt.py`).
+            bits = tf.function(bits, jit_compile=True, autograph=False)
+        return bits(latent, rows, mean)
 
     def noisy_normal(self, rows: tf.Tensor, mean: tf.Tensor):
         """The density of a Gaussian latent under additive uniform noise, by its row (any real number) and mean."""
