@@ -93,6 +93,11 @@ class Config:
         """Those of them that the paper's transforms make."""
         return self.latents - self.detail
 
+    @property
+    def of_patches(self) -> bool:
+        """Whether transforms of patches stand in the place of the paper's."""
+        return any(self.patch_widths)
+
     def with_detail(self, channels: int) -> Config:
         """The same with one more group, of so many detail channels."""
         return dataclasses.replace(self, groups=(*self.groups, channels), detail=channels)
@@ -140,7 +145,7 @@ class ELIC(Codec):
             self.latent_inverse_gain = GainUnit(c.latents, -log_gain, name="latent_inverse_gain")
             self.hyper_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_gain")
             self.hyper_inverse_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_inverse_gain")
-        if any(c.patch_widths):
+        if c.of_patches:
             self.analysis = patches.analysis(c.patch_widths, c.patch_blocks, c.deep)
             self.synthesis = patches.synthesis(c.patch_widths, c.patch_blocks, c.deep)
             far = patches.reach(c.patch_blocks)
@@ -199,7 +204,7 @@ class ELIC(Codec):
 
     def start_linear(self) -> None:
         """See `Codec`."""
-        start = patches if any(self.config.patch_widths) else linear_start
+        start = patches if self.config.of_patches else linear_start
         start.begin(self.analysis, self.synthesis, self._first_step())
         if self.config.detail:
             self.build_variables(training=True)
@@ -210,7 +215,7 @@ class ELIC(Codec):
 
         UserError unless this codec has transforms of patches, and its entropy networks and number of λ are the same.
         """
-        if not any(self.config.patch_widths):
+        if not self.config.of_patches:
             raise UserError("--like: for transforms of patches only, such as those of --preset large")
         ours, theirs = (
             {"λ": len(codec.lambdas)} | {name: getattr(codec.config, name) for name in ENTROPY_NETWORKS}
@@ -229,13 +234,12 @@ class ELIC(Codec):
         if self._teacher is None:
             return
         teacher = self._teacher()
-        transforms_ = ("analysis", "synthesis")
-        theirs = {n: v for n, v in teacher.named_variables().items() if n.split("/")[0] not in transforms_}
+        theirs = teacher.named_variables()
         for name, variable in self.named_variables().items():
-            if variable.trainable and name in theirs:
+            if variable.trainable and name in theirs and not name.startswith(("analysis/", "synthesis/")):
                 variable.assign(theirs[name])
 
-        @tf.function(autograph=False)
+        @tf.function(autograph=False, reduce_retracing=True)
         def taught(images, controls):
             y = teacher.analyse(images)
             blocks = patches.blocks_of(self.normalise(images))
