@@ -35,7 +35,7 @@ from train.optimizer import make_optimizer
 from train.options import FitOptions
 
 # What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
-FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "optimizer", "fan_in", "ema", "mixed_precision")
+FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "optimizer", "ema", "mixed_precision")
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
@@ -280,7 +280,7 @@ class Run:
 
     def _metadata(self, codec: tf.keras.Model) -> dict[str, str]:
         """How the weights came about, for the header of the weights file: numbers, but no paths."""
-        sizes, rates = ("batchsize", "patchsize"), ("learning_rate", "fan_in", "schedule", "drop_share", "warmup_steps")
+        sizes, rates = ("batchsize", "patchsize"), ("learning_rate", "schedule", "drop_share", "warmup_steps")
         names = (*sizes, "optimizer", *rates, "clipnorm", "ema", "mixed_precision", "seed")
         kept = {name: str(getattr(self.options, name)) for name in names}
         return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}

@@ -45,8 +45,6 @@ class FitOptions:
       calibration: training patches that the integers and tables of a weights file are fitted to.
       optimizer: `adam`, or `soap`, whose steps take longer and for some trainings bring more: see `train.soap`.
       learning_rate: the optimizer's learning rate, at the start.
-      fan_in: kernels with more inputs than this learn at a rate that is lower in proportion; 0: all learn at one. See
-        `train.optimizer.ByFanIn`.
       schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
         along a half cosine).
       drop_share: the last part of the training that `drop` runs at a tenth of the rate, 0..1.
@@ -87,7 +85,6 @@ class FitOptions:
     labelled: str | None = None
     calibration: int = 256
     optimizer: str = "adam"
-    fan_in: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot work.
@@ -105,7 +102,7 @@ class FitOptions:
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
         if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"--minutes {self.minutes}: must be above 0")
-        for name in ("cache_gb", "warmup_steps", "clipnorm", "fan_in"):
+        for name in ("cache_gb", "warmup_steps", "clipnorm"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
         if not 0 <= self.drop_share <= 1:
@@ -188,12 +185,6 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         choices=OPTIMIZERS,
     )
     add("learning_rate", "Learning rate of the optimizer.", type=float)
-    add(
-        "fan_in",
-        "Kernels with more inputs than this learn at a rate that is lower in proportion, as wide networks need; 0: all "
-        "at the same.",
-        type=int,
-    )
     add(
         "schedule",
         "How the learning rate ends: drop to a tenth for the last steps, or fall along a cosine to 0.",

@@ -40,7 +40,7 @@ from train import pjrt_options, pjrt_run
 from train.data import Crops, Source, open_data
 from train.devices import precision
 from train.fit import FINAL, calibration_patches, errors_of_users, other_run
-from train.optimizer import Adam, FusedAdam, make_optimizer
+from train.optimizer import FusedAdam, make_optimizer
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
@@ -456,7 +456,7 @@ def _export(directory: str, build: Callable[[], Codec], options: FitOptions) -> 
         codec = build()
     # The same optimizer as under TensorFlow, but for the learning rate, which the runner sets, and Adam's one kernel.
     optimizer = make_optimizer(options)
-    kind = Adam if isinstance(optimizer, FusedAdam) else type(optimizer)
+    kind = tf.keras.optimizers.Adam if isinstance(optimizer, FusedAdam) else type(optimizer)
     codec.compile(optimizer=kind.from_config(optimizer.get_config() | {"learning_rate": options.learning_rate}))
     shape = (options.batchsize, options.patchsize, options.patchsize, 3)
     export(codec, shape, directory, seed=options.seed or 0, options=_facts(options))
@@ -476,8 +476,8 @@ def _check_same(directory: str, options: FitOptions, codec: Codec) -> None:
         meta = pjrt_run.Step(directory).meta
     except pjrt_run.Failure as error:
         raise UserError(str(error)) from error
-    names = ("batchsize", "patchsize", "optimizer", "fan_in", "clipnorm", "ema", "mixed_precision")
-    facts = {"optimizer": "adam", "fan_in": 0} | meta["options"]  # which were all that there was once
+    names = ("batchsize", "patchsize", "optimizer", "clipnorm", "ema", "mixed_precision")
+    facts = {"optimizer": "adam"} | meta["options"]  # which was the only one once
     before = {f"--{name}": facts.get(name) for name in names} | meta["settings"]
     now = {f"--{name}": getattr(options, name) for name in names} | codec.settings()
     before["configuration"], now["configuration"] = meta["config"], weights.config_to_json(codec.config)

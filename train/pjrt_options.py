@@ -18,7 +18,7 @@ IDLE_IN_RUN = ("crops_per_image", "cache_gb", "strategy")
 #: All settings that an export and an import heed.
 HEEDED_BY_EXPORT = (
     *("batchsize", "patchsize", "optimizer", "learning_rate", "clipnorm", "ema"),
-    *("fan_in", "mixed_precision", "seed"),
+    *("mixed_precision", "seed"),
 )
 HEEDED_BY_IMPORT = (
     *("train_path", "train_glob", "tfds", "validation_glob", "validation_steps"),

@@ -6,6 +6,11 @@ the channels of what follows, so layers are wide and few; what a synthesis gives
 "Towards Practical Real-Time Neural Video Compression", CVPR 2025, whose codecs work at a single low resolution. The
 residual blocks are of two 3x3 convolutions, as matrix units of processors like them best. Not in ELIC's paper.
 
+Wide layers must learn slowly. Adam changes each weight by about its learning rate, so what a layer gives changes by
+that times the number of its inputs, and at a rate that suits narrow layers wide ones fall apart. Here kernels are
+stored in units of what they may change by (the equalised learning rate of Karras et al., "Progressive Growing of GANs",
+ICLR 2018, with the proportions of Yang et al., "Tensor Programs V", 2022).
+
     images ─► patches 8x8 ─► 3x3 ─► blocks ─► 2x2 to one ─► 3x3 ─► blocks ─► y          (analysis; synthesis: reversed)
     [H, W, 3]  [H/8, W/8, 192]                 [H/16, W/16, 4 width]
 """
@@ -13,6 +18,7 @@ residual blocks are of two 3x3 convolutions, as matrix units of processors like 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,13 +28,51 @@ from transforms.chain import Chain
 from transforms.detail import components
 from transforms.resample import DepthToSpace, SpaceToDepth
 
-Conv2D = tf.keras.layers.Conv2D
-
 #: Side of a patch, in pixels, and how many numbers it is.
 PATCH = 8
 VALUES = 3 * PATCH * PATCH
 #: Of what is below 0: hidden units of a plain ReLU can die, and at low resolutions most did (res/doc/elic.md).
 SLOPE = 0.1
+#: Kernels of so many inputs learn at the rate that an optimizer has, those of more at one that is lower in proportion.
+FULL_RATE = 200
+
+
+def unit(kernel_shape: Sequence[int]) -> float:
+    """What a kernel [3, 3, inputs, outputs] is stored in units of: 1 for few inputs, less for many."""
+    return min(1.0, FULL_RATE / math.prod(kernel_shape[:-1]))
+
+
+class InUnits(tf.keras.initializers.Initializer):
+    """Another initializer's kernel, in units of `unit`."""
+
+    def __init__(self, kernel: tf.keras.initializers.Initializer):
+        self.kernel = kernel
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        return self.kernel(shape, dtype, **kwargs) / unit(shape)
+
+
+class Conv(tf.keras.layers.Conv2D):
+    """3x3 convolution, zero padded, [B, H, W, C] -> [B, H, W, filters]; its kernel is stored in units of `unit`."""
+
+    def __init__(self, filters: int, kernel_initializer: str = "glorot_uniform", **kwargs):
+        initializer = InUnits(tf.keras.initializers.get(kernel_initializer))
+        super().__init__(filters, 3, padding="same", kernel_initializer=initializer, **kwargs)
+
+    def convolution_op(self, inputs, kernel):
+        """See Keras' `Conv2D`."""
+        return super().convolution_op(inputs, kernel * unit(kernel.shape))
+
+    def centre(self, matrix: np.ndarray) -> None:
+        """Makes it the map of each place by itself that a matrix [inputs, outputs] is, for as many as both have.
+
+        Outputs beyond the matrix keep their random start; inputs beyond it have no part in the others.
+        """
+        value = self.kernel.numpy()
+        rows, columns = min(matrix.shape[0], value.shape[2]), min(matrix.shape[1], value.shape[3])
+        value[..., :columns] = 0
+        value[1, 1, :rows, :columns] = matrix[:rows, :columns] / unit(value.shape)
+        self.kernel.assign(value)
 
 
 def _leaky_relu(x: tf.Tensor) -> tf.Tensor:
@@ -43,8 +87,8 @@ class ResidualBlock(tf.keras.layers.Layer):
 
     def __init__(self, channels: int, hidden: int, name: str | None = None):
         super().__init__(name=name)
-        self.first = Conv2D(hidden, 3, padding="same", activation=_leaky_relu, name="first")
-        self.second = Conv2D(channels, 3, padding="same", kernel_initializer="zeros", name="second")
+        self.first = Conv(hidden, activation=_leaky_relu, name="first")
+        self.second = Conv(channels, kernel_initializer="zeros", name="second")
 
     def build(self, input_shape):
         self.first.build(input_shape)
@@ -73,10 +117,10 @@ def analysis(widths: Sequence[int], blocks: Sequence[int], latents: int) -> Chai
         3,
         lambda: [
             SpaceToDepth(PATCH),
-            Conv2D(fine, 3, padding="same", name="embed"),
+            Conv(fine, name="embed"),
             *_blocks(blocks[0], fine, fine, "fine"),
             SpaceToDepth(2),
-            Conv2D(latents, 3, padding="same", name="join"),
+            Conv(latents, name="join"),
             *_blocks(blocks[1], latents, coarse, "coarse"),
         ],
         name="analysis",
@@ -90,10 +134,10 @@ def synthesis(widths: Sequence[int], blocks: Sequence[int], latents: int) -> Cha
         latents,
         lambda: [
             *_blocks(blocks[1], latents, coarse, "coarse"),
-            Conv2D(4 * fine, 3, padding="same", name="part"),
+            Conv(4 * fine, name="part"),
             DepthToSpace(2),
             *_blocks(blocks[0], fine, fine, "fine"),
-            Conv2D(VALUES, 3, padding="same", name="pixels"),
+            Conv(VALUES, name="pixels"),
             DepthToSpace(PATCH, dtype="float32"),
         ],
         name="synthesis",
@@ -156,32 +200,20 @@ def begin_as(analysis: Chain, synthesis: Chain, forward: Affine, inverse: Affine
     analysis.build()
     synthesis.build()
     (embed, join), (part, pixels) = _convolutions(analysis), _convolutions(synthesis)
-    _centre(embed.kernel, np.eye(VALUES))
-    _centre(pixels.kernel, np.eye(VALUES))
-    _centre(join.kernel, _per_patch(forward.matrix, embed.filters))
-    _centre(part.kernel, _per_patch(inverse.matrix.T, embed.filters).T)
+    embed.centre(np.eye(VALUES))
+    pixels.centre(np.eye(VALUES))
+    join.centre(_per_patch(forward.matrix, embed.filters))
+    part.centre(_per_patch(inverse.matrix.T, embed.filters).T)
     join.bias.assign(forward.constant + np.zeros(join.filters))
     constant = inverse.constant + np.zeros(4 * VALUES)
     part.bias.assign(_per_patch(constant[:, None], embed.filters)[:, 0])
 
 
-def _convolutions(chain: Chain) -> list[Conv2D]:
-    return [layer for layer in chain.layers if isinstance(layer, Conv2D)]
+def _convolutions(chain: Chain) -> list[Conv]:
+    return [layer for layer in chain.layers if isinstance(layer, Conv)]
 
 
 def _per_patch(matrix: np.ndarray, width: int) -> np.ndarray:
     """[4 VALUES, n] -> [4 width, n]: the first channels are the patch, others have no part."""
     parts = matrix.reshape(4, VALUES, -1)[:, :width]
     return np.pad(parts, [(0, 0), (0, width - parts.shape[1]), (0, 0)]).reshape(4 * width, -1)
-
-
-def _centre(kernel: tf.Variable, matrix: np.ndarray) -> None:
-    """Makes a 3x3 convolution the map of each place by itself, for as many channels as both have.
-
-    Outputs beyond the matrix keep their random start; inputs beyond it have no part in the others.
-    """
-    value = kernel.numpy()
-    rows, columns = min(matrix.shape[0], value.shape[2]), min(matrix.shape[1], value.shape[3])
-    value[..., :columns] = 0
-    value[1, 1, :rows, :columns] = matrix[:rows, :columns]
-    kernel.assign(value)

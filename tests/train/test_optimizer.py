@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from train.optimizer import Adam, FusedAdam, SOAPByFanIn, make_optimizer, make_schedule
+from train.optimizer import FusedAdam, make_optimizer, make_schedule
 from train.options import FitOptions
 
 OPTIONS = FitOptions(train_path="", train_glob="x", learning_rate=1e-3, epochs=5, steps_per_epoch=4)
@@ -56,40 +56,3 @@ def test_the_numbers_are_those_of_keras(sparse):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
-
-
-@pytest.mark.parametrize("kind", [Adam, FusedAdam, SOAPByFanIn])
-@pytest.mark.parametrize("graph", [False, True])
-def test_kernels_of_many_inputs_learn_more_slowly(kind, graph):
-    shapes = {"wide": [3, 3, 16, 2], "narrow": [1, 1, 8, 2], "bias": [2], "gains": [200, 3]}
-    shares = {"wide": 0.25, "narrow": 1, "bias": 1, "gains": 1}
-    random = np.random.default_rng(0)
-    gradients = {name: random.normal(size=[3, *shape]).astype(np.float32) for name, shape in shapes.items()}
-
-    def moved(fan_in):
-        optimizer = kind(1e-3, fan_in=fan_in)
-        variables = {name: tf.Variable(tf.zeros(shape), name=name) for name, shape in shapes.items()}
-        optimizer.build(list(variables.values()))
-
-        def step(*now):
-            optimizer.apply_gradients(zip(now, variables.values()))
-
-        step = tf.function(step) if graph else step
-        for number in range(3):
-            optimizer.learning_rate = 1e-3 * (number + 1)
-            step(*(tf.constant(gradients[name][number]) for name in shapes))
-            assert float(optimizer.learning_rate) == pytest.approx(1e-3 * (number + 1))
-        assert kind.from_config(optimizer.get_config()).fan_in == fan_in
-        return {name: variable.numpy() for name, variable in variables.items()}
-
-    whole, scaled = moved(0), moved(36)
-    for name, share in shares.items():
-        assert np.abs(whole[name]).max() > 1e-3
-        np.testing.assert_allclose(scaled[name], share * whole[name], rtol=1e-4, atol=1e-9, err_msg=name)
-
-
-def test_schedules_are_scaled_too():
-    weight, options = tf.Variable(tf.zeros([1, 1, 8, 1])), dataclasses.replace(OPTIONS, fan_in=2)
-    optimizer = make_optimizer(options)
-    optimizer.apply_gradients([(tf.ones_like(weight), weight)])
-    np.testing.assert_allclose(weight, -1e-3 / 4, rtol=1e-4)

@@ -21,9 +21,7 @@ def parse(*arguments: str) -> FitOptions:
 def test_flags_are_the_fields():
     assert parse("--train_glob=*.png", "--lambda=1") == FitOptions("/tmp/train_x", "*.png")
     given = FitOptions("p", None, "clic", "v", 3, 4, 5, 6.0, 7, 8, 1.5, 9, 0.1, "cosine", 0.2, 25, 0.3, 0.4, "float16")
-    given = dataclasses.replace(
-        given, strategy="mirrored", resume=True, seed=1, calibration=11, optimizer="soap", fan_in=12
-    )
+    given = dataclasses.replace(given, strategy="mirrored", resume=True, seed=1, calibration=11, optimizer="soap")
     flags = []
     for name, value in dataclasses.asdict(given).items():
         if value is True:
@@ -51,7 +49,6 @@ def test_mixed_precision_needs_no_value():
         dict(steps_per_epoch=0),
         dict(validation_steps=0),
         dict(calibration=0),
-        dict(fan_in=-1),
         dict(learning_rate=0.0),
         dict(learning_rate=float("nan")),
         dict(crops_per_image=0),

@@ -111,3 +111,23 @@ def test_maps_are_what_they_begin_as(photograph, width):
     shown = patches.blocks_of(synthesis(y)).numpy()
     expected = (y.numpy() @ inverse.matrix + inverse.constant) * kept
     np.testing.assert_allclose(shown, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_layers_of_many_inputs_learn_more_slowly():
+    """...and begin, and compute, as any: only what a step of an optimizer changes is less."""
+    tf.keras.utils.set_random_seed(0)
+    wide, narrow = patches.Conv(4), patches.Conv(4)
+    for layer, inputs in ((wide, 100), (narrow, 10)):
+        layer.build([None, None, None, inputs])
+        share = patches.unit(layer.kernel.shape)
+        assert share == (200 / 900 if inputs == 100 else 1)
+        assert np.std(layer.kernel) * share == pytest.approx(np.sqrt(2 / (9 * (inputs + 4))), rel=0.1)
+        x = tf.random.normal([1, 5, 6, inputs])
+        expected = tf.nn.conv2d(x, layer.kernel * share, 1, "SAME")
+        np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+        before = layer.kernel * share
+        optimizer = tf.keras.optimizers.Adam(1e-3)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x) ** 2)
+        optimizer.minimize(loss, [layer.kernel], tape=tape)
+        np.testing.assert_allclose(np.abs(layer.kernel * share - before), 1e-3 * share, rtol=0.02)
