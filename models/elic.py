@@ -217,13 +217,12 @@ class ELIC(Codec):
         """
         if not self.config.of_patches:
             raise UserError("--like: for transforms of patches only, such as those of --preset large")
-        ours, theirs = (
-            {"λ": len(codec.lambdas)} | {name: getattr(codec.config, name) for name in ENTROPY_NETWORKS}
-            for codec in (self, teacher)
-        )
-        for name in ours:
-            if ours[name] != theirs[name]:
-                raise UserError(f"--like: weights of the same {name} are needed, {ours[name]}, not {theirs[name]}")
+        if len(self.lambdas) != len(teacher.lambdas):
+            raise UserError(f"--like: those weights have {len(teacher.lambdas)} λ, and --lambda has {len(self.lambdas)}")
+        for name in ENTROPY_NETWORKS:
+            ours, theirs = getattr(self.config, name), getattr(teacher.config, name)
+            if ours != theirs:
+                raise UserError(f"--like: weights of the same {name} are needed, {ours}, not {theirs}")
         self._teacher = lambda: teacher  # which Keras does not take for a part of this model
 
     def begin_from(self, pictures):
@@ -410,7 +409,7 @@ class ELIC(Codec):
             "--like",
             metavar="WEIGHTS",
             help="Begin with the entropy networks of these weights, and with affine maps to their latents and back: "
-            "for --preset large, which has transforms of patches.",
+            "for --preset large, which has transforms of patches. They are fitted to the --calibration patches.",
         )
 
     @classmethod

@@ -63,5 +63,5 @@ def test_whom_it_can_imitate(teacher):
         teacher.imitate(teacher)
     with pytest.raises(UserError, match="same hyper_channels are needed, 5, not"):
         pupil_of(teacher, hyper_channels=5).imitate(teacher)
-    with pytest.raises(UserError, match="same λ are needed, 2, not 1"):
+    with pytest.raises(UserError, match="have 1 λ, and --lambda has 2"):
         ELIC(dataclasses.replace(teacher.config, **WIDE), (0.01, 0.02)).imitate(teacher)
