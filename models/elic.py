@@ -218,7 +218,8 @@ class ELIC(Codec):
         if not self.config.of_patches:
             raise UserError("--like: for transforms of patches only, such as those of --preset large")
         if len(self.lambdas) != len(teacher.lambdas):
-            raise UserError(f"--like: those weights have {len(teacher.lambdas)} λ, and --lambda has {len(self.lambdas)}")
+            count = len(teacher.lambdas)
+            raise UserError(f"--like: those weights have {count} λ, and --lambda has {len(self.lambdas)}")
         for name in ENTROPY_NETWORKS:
             ours, theirs = getattr(self.config, name), getattr(teacher.config, name)
             if ours != theirs:
