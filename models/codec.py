@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -105,7 +105,7 @@ class Codec(Flags, tf.keras.Model):
         self.fixed: str | None = None  # the part that `fix` has fixed
         self._sender: Callable | None = None  # `_sent_as_files` of the codec whose symbols this one learns from
         self._refiner: Refiner | None = None
-        self._choice: Graphs | None = None
+        self.graphs_of_choice = Graphs(self)  # for `better_symbols`
         self.distortion = MSE  # what losses weigh against bits: see `judge_by`
         self._track(self.metric_names)
 
@@ -468,13 +468,9 @@ class Codec(Flags, tf.keras.Model):
             if variable.trainable:
                 variable.assign(through_float16(variable.numpy()))
         self._set_bank(tables.CdfBank.from_pmfs(self.table_rows()))
-        controls = self.rate_control.for_calibration(np.shape(images)[:3])
-        order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
 
         def show_all(coder, analyse):
-            for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
-                pictures = self.pad(tf.cast(np.asarray(images)[batch], tf.float32))
-                chosen = self.pad_controls({name: tf.constant(value[batch]) for name, value in controls.items()})
+            for pictures, chosen in self.calibration_batches(images):
                 self.code(coder, analyse(pictures, chosen), tf.shape(pictures)[:3], **chosen)
 
         with exact.calibrating(self.submodules):
@@ -486,12 +482,20 @@ class Codec(Flags, tf.keras.Model):
         self._set_bank(self.bank.fitted(counter.counts))
         self.weights_id = weights.fingerprint(self.tensors())
 
+    def calibration_batches(self, images: np.ndarray) -> Iterator[tuple[tf.Tensor, dict[str, tf.Tensor]]]:
+        """Pictures [N, H, W, 3] in padded batches, float32, with controls from the lowest to the highest quality."""
+        controls = self.rate_control.for_calibration(np.shape(images)[:3])
+        order = np.random.default_rng(0).permutation(len(images))  # each batch sees pictures of all kinds and qualities
+        for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
+            pictures = self.pad(tf.cast(np.asarray(images)[batch], tf.float32))
+            yield pictures, self.pad_controls({name: tf.constant(value[batch]) for name, value in controls.items()})
+
     def _set_bank(self, bank: tables.CdfBank) -> None:
         self.bank = bank
         self._coder = None
         self._refiner = None
         self._traced = {}
-        self._choice = None
+        self.graphs_of_choice = Graphs(self)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All that a weights file holds, by name: float16 weights, integer networks, tables (`bank/...`)."""
@@ -644,13 +648,6 @@ class Codec(Flags, tf.keras.Model):
     def analyse_for_file(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse_twice` of padded pictures [B, H, W, 3], and better symbols (`models/rdoq.py`)."""
         return better_symbols(self, images, self.analyse_twice(images, controls), controls)
-
-    @property
-    def graphs_of_choice(self) -> Graphs:
-        """Graphs for `better_symbols`."""
-        if self._choice is None:
-            self._choice = Graphs(self)
-        return self._choice
 
     def analyse_twice(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures [B, H, W, 3], and once more of what the synthesis would leave out of them.
@@ -821,12 +818,15 @@ class Codec(Flags, tf.keras.Model):
         self.build_variables(training=True)
         if before.distortion != self.distortion:
             self.judge_by(before.distortion)
-        trained = before.named_variables()
+        self.take_over(before.named_variables(), widen)
+        return self
+
+    def take_over(self, trained: Mapping[str, tf.Variable], widen: bool = False) -> None:
+        """Gives the variables that are among these by name their values; widen: as of `begin_with`."""
         for name, variable in self.named_variables().items():
             if name in trained:
                 value = trained[name]
                 variable.assign(in_corner(value, variable) if widen else value)
-        return self
 
     def for_several(self, lambdas: Sequence[float]) -> Codec:
         """A codec for several λ to train, which does at this one's λ what this one does; UserError if there is none."""

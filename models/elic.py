@@ -149,18 +149,17 @@ class ELIC(Codec):
             self.analysis = patches.analysis(c.patch_widths, c.patch_blocks, c.deep)
             self.synthesis = patches.synthesis(c.patch_widths, c.patch_blocks, c.deep)
             far = patches.reach(c.patch_blocks)
-            self.reach = dataclasses.replace(self.reach, analysis=far, synthesis=far)
         else:
             self.analysis = transforms.analysis(c.widths, c.deep)
             self.synthesis = transforms.synthesis(c.widths, c.deep)
+            far = self.reach.synthesis
         if c.detail:
             self.detail_analysis = detail.analysis(c.detail)
             self.detail_synthesis = detail.synthesis(c.detail)
             self.analysis_exchange = detail.exchange(c.latents, name="analysis_exchange")
             self.synthesis_exchange = detail.exchange(c.latents, name="synthesis_exchange")
-            # The exchanges look at the neighbours of a latent.
-            far = self.reach.analysis + 16
-            self.reach = dataclasses.replace(self.reach, analysis=far, synthesis=far)
+            far += 16  # the exchanges look at the neighbours of a latent
+        self.reach = dataclasses.replace(self.reach, analysis=far, synthesis=far)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels)
         self.hyper_synthesis = EntropyNet(
             c.hyper_channels,
@@ -234,10 +233,8 @@ class ELIC(Codec):
         if self._teacher is None:
             return
         teacher = self._teacher()
-        theirs = teacher.named_variables()
-        for name, variable in self.named_variables().items():
-            if variable.trainable and name in theirs and not name.startswith(("analysis/", "synthesis/")):
-                variable.assign(theirs[name])
+        own = ("analysis/", "synthesis/")
+        self.take_over({name: v for name, v in teacher.named_variables().items() if not name.startswith(own)})
 
         @tf.function(autograph=False, reduce_retracing=True)
         def taught(images, controls):
@@ -246,11 +243,8 @@ class ELIC(Codec):
             return blocks, y, teacher.code(FloatRate(teacher.entropy_models), y, tf.shape(images)[:3], **controls)
 
         forward, inverse = patches.Fit(), patches.Fit()
-        controls = teacher.rate_control.for_calibration(np.shape(pictures)[:3])
-        order = np.random.default_rng(0).permutation(len(pictures))
-        for some in np.array_split(order, -(-len(pictures) // 8)):
-            wish = {name: tf.constant(value[some]) for name, value in controls.items()}
-            blocks, y, y_hat = taught(self.pad(tf.cast(np.asarray(pictures)[some], tf.float32)), wish)
+        for images, controls in teacher.calibration_batches(pictures):
+            blocks, y, y_hat = taught(images, controls)
             forward.see(blocks, y)
             inverse.see(y_hat, blocks)
         patches.begin_as(self.analysis, self.synthesis, forward.best(), inverse.best())

@@ -161,7 +161,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
 
 
 def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
-    """Makes all variables now: what a checkpoint restores, and what an average needs, must exist.
+    """Makes all variables of a codec now: what a checkpoint restores, and what an optimizer keeps, must exist.
 
     With `training=True`, since a codec makes its trainable densities only when it is trained.
     """

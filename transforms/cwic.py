@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from transforms.chain import Chain
 from transforms.resample import DepthToSpace
+from transforms.residual import Residual
 
 Layer = tf.keras.layers.Layer
 
@@ -23,7 +24,7 @@ def _conv(filters: int, size: int, name: str, stride: int = 1, **kwargs) -> Laye
     return tf.keras.layers.Conv2D(filters, size, stride, padding="same", name=name, **kwargs)
 
 
-class ResidualBlock(Layer):
+class ResidualBlock(Residual):
     """ReLU(x + [3x3 hidden, ReLU, 3x3 c](x)): [B, H, W, c] -> [B, H, W, c]. No normalisation.
 
     The second convolution starts at zero: a deep stack then trains like a shallow one at first. (In the authors'
@@ -31,20 +32,11 @@ class ResidualBlock(Layer):
     """
 
     def __init__(self, channels: int, hidden: int, name: str | None = None):
-        super().__init__(name=name)
-        self.first = _conv(hidden, 3, "first")
-        self.second = _conv(channels, 3, "second", activation=None, kernel_initializer="zeros")
-
-    def build(self, input_shape):
-        self.first.build(input_shape)
-        self.second.build(self.first.compute_output_shape(input_shape))
-        super().build(input_shape)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
+        second = _conv(channels, 3, "second", activation=None, kernel_initializer="zeros")
+        super().__init__(_conv(hidden, 3, "first"), second, name=name)
 
     def call(self, x):
-        return tf.nn.relu(x + self.second(self.first(x)))
+        return tf.nn.relu(super().call(x))
 
 
 def encoder(widths: Sequence[int], hidden: int) -> Chain:

@@ -27,6 +27,7 @@ import tensorflow as tf
 from transforms.chain import Chain
 from transforms.detail import components
 from transforms.resample import DepthToSpace, SpaceToDepth
+from transforms.residual import Residual
 
 #: Side of a patch, in pixels, and how many numbers it is.
 PATCH = 8
@@ -79,27 +80,15 @@ def _leaky_relu(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.leaky_relu(x, SLOPE)
 
 
-class ResidualBlock(tf.keras.layers.Layer):
+class ResidualBlock(Residual):
     """x + 3x3(leaky ReLU(3x3(x))), [B, H, W, channels] -> the same. Begins as the identity.
 
     hidden: channels between the two convolutions.
     """
 
     def __init__(self, channels: int, hidden: int, name: str | None = None):
-        super().__init__(name=name)
-        self.first = Conv(hidden, activation=_leaky_relu, name="first")
-        self.second = Conv(channels, kernel_initializer="zeros", name="second")
-
-    def build(self, input_shape):
-        self.first.build(input_shape)
-        self.second.build(self.first.compute_output_shape(input_shape))
-        super().build(input_shape)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def call(self, x):
-        return x + self.second(self.first(x))
+        first = Conv(hidden, activation=_leaky_relu, name="first")
+        super().__init__(first, Conv(channels, kernel_initializer="zeros", name="second"), name=name)
 
 
 def _blocks(count: int, channels: int, hidden: int, name: str) -> list[ResidualBlock]:

@@ -49,7 +49,7 @@ class TinyCodec(tf.keras.Model):
         self.fixed = part
 
     def begin_from(self, pictures):
-        self.began_from = pictures
+        """Nothing."""
 
     def call(self, images, training=False):
         latents = self.analysis(tf.cast(images, tf.float32) / 255)

@@ -18,10 +18,10 @@ def begun(width: int, latents: int, step: float = 1.0):
     return pair
 
 
-@pytest.mark.parametrize("width, latents", [(192, 768), (200, 800)])
+@pytest.mark.parametrize("width", [192, 200])
 @pytest.mark.parametrize("step", [1.0, 0.25])
-def test_a_linear_start_with_all_components_is_the_picture(photograph, width, latents, step):
-    analysis, synthesis = begun(width, min(latents, 768), step)
+def test_a_linear_start_with_all_components_is_the_picture(photograph, width, step):
+    analysis, synthesis = begun(width, 768, step)
     images = tf.constant(photograph[None, :48, :80] / 255, tf.float32)
     y = analysis(images)
     assert y.shape == [1, 3, 5, 768]
