@@ -1,7 +1,7 @@
 # make demo   compress and decompress a photograph, and show the two side by side
 # make test   lint and tests
 # make lint   lint alone
-# make jax    an environment for what runs outside TensorFlow (train/pjrt_run.py): .venv-jax; its tests are skipped
+# make jax    an environment for what runs outside TensorFlow (train/pjrt/run.py): .venv-jax; its tests are skipped
 #             without one
 # make clean  remove the virtual environment and whatever else was made
 #

@@ -22,9 +22,9 @@ import numpy as np
 import PIL
 
 from eval import classical, report, sweep
-from models import files
-from models.errors import UserError
-from models.images import read_image
+from models.io import files
+from models.io.errors import UserError
+from models.io.images import read_image
 
 
 class _Codec:

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eval import classical, metrics
-from models.errors import UserError
-from models.images import read_image, write_image
+from models.io.errors import UserError
+from models.io.images import read_image, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 OPPONENTS = ("jpeg", "webp", "avif")

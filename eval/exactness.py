@@ -36,7 +36,7 @@ def recorded_symbols(codec, image: np.ndarray) -> list[np.ndarray]:
     """The symbols of all passes of a picture, uint8 [H, W, 3]: int32 arrays [1, N]."""
     import tensorflow as tf
 
-    from models.latents import Recorder
+    from models.entropy.coders import Recorder
 
     coder = Recorder()
     padded = codec.pad(tf.cast(image[None], tf.float32))
@@ -56,7 +56,7 @@ def entropy_path(codec, shape: tuple[int, int, int], exact: bool) -> Callable[[S
       shape: (B, H, W) of the padded pictures.
       exact: the integer form; else the float form.
     """
-    from models.latents import Replay
+    from models.entropy.coders import Replay
 
     def run(*symbols):
         coder = Replay(symbols, exact)
@@ -117,7 +117,7 @@ def _do_job(job: dict) -> None:
 
 def _load_floats(codec, weights_path) -> None:
     """Gives a codec loaded for coding the float form of its entropy networks as well."""
-    from models import weights
+    from models.codec import weights
     from transforms.exact import EntropyNet
 
     for layer in codec.submodules:
@@ -161,9 +161,9 @@ def cost(weights_path, pictures: Sequence) -> str:
     import tensorflow as tf
 
     from eval.metrics import psnr
-    from models.codec import load, load_for_training, to_uint8
-    from models.images import read_image
-    from models.latents import FloatRate, Replay, TableRate
+    from models.codec.base import load, load_for_training, to_uint8
+    from models.entropy.coders import FloatRate, Replay, TableRate
+    from models.io.images import read_image
 
     integer, floating = load(weights_path), load_for_training(weights_path)
     figures = []
@@ -204,7 +204,7 @@ def _float_networks_with_tables(bank):
     """A latent coder: rows and means of the float networks, bits of the tables."""
     import tensorflow as tf
 
-    from models.latents import TableRate, nearest_rows
+    from models.entropy.coders import TableRate, nearest_rows
     from transforms.exact import Fixed
 
     class FloatNetworks(TableRate):
@@ -222,7 +222,7 @@ def gaussian_bits(codec, symbols: Sequence[np.ndarray], shape) -> float:
     """Bits of the Gaussian passes if each symbol were coded with its row's exact probabilities."""
     from scipy.special import log_ndtr
 
-    from models.coding.tables import scale_table
+    from models.entropy.tables import scale_table
 
     rows = entropy_path(codec, tuple(shape), exact=True)(*symbols)[1::2]
     magnitude = np.abs(np.concatenate([s.ravel() for s in symbols[1:]]).astype(np.float64))
@@ -256,8 +256,8 @@ def main(argv=None) -> int:
         _do_job(json.loads(args.job))
         return 0
 
-    from models import files, images, weights
-    from models.codec import load
+    from models.codec import load, weights
+    from models.io import files, images
 
     path = args.weights or weights.default("elic")
     root = Path(__file__).resolve().parent.parent

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from eval.metrics import bpp as bits_per_pixel
-from models.errors import UserError
-from models.files import PathLike, atomic_write
+from models.io.errors import UserError
+from models.io.files import PathLike, atomic_write
 
 ANCHORS = Path(__file__).resolve().parent.parent / "res" / "eval" / "anchors.json"
 KEYS = ("bpp", "psnr", "ms_ssim")
@@ -135,7 +135,7 @@ def write_json(path: PathLike, measurements: Sequence[Measurement], force: bool 
     `Measurement` and its `bpp` each. NaN and infinity, which JSON does not have, become null.
 
     Raises:
-      UserError: as of `models.files.atomic_write`.
+      UserError: as of `models.io.files.atomic_write`.
     """
     pictures = [{**asdict(m), "bpp": m.bpp} for m in measurements]
     text = json.dumps(_finite({**facts, "mean": mean(measurements), "pictures": pictures}), indent=1)
@@ -305,7 +305,7 @@ def plot(
       force: whether an existing file may be replaced.
 
     Raises:
-      UserError: the extension is of no kind of plot, or as of `models.files.atomic_write`.
+      UserError: the extension is of no kind of plot, or as of `models.io.files.atomic_write`.
     """
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 

@@ -27,15 +27,16 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
-from models import files
-from models.bit_context import ContextModel
 from models.codec import Codec
-from models.coding import tables
-from models.errors import UserError
-from models.images import write_image
-from models.registry import register
-from transforms import binary_start, importance
-from transforms import cwic as transforms
+from models.codec.registry import register
+from models.entropy import tables
+from models.entropy.bit_context import ContextModel
+from models.io import files
+from models.io.errors import UserError
+from models.io.images import write_image
+from transforms import importance
+from transforms.networks import cwic as transforms
+from transforms.starts import binary as binary_start
 from transforms.tiling import Reach
 
 #: The loss counts bits per pixel; a squared error of 1 on the 0..255 scale weighs as much as this many.
@@ -60,7 +61,7 @@ class Config:
       mask keeps the first ones: at low rates there are few others.
     context_width: channels of the networks that predict the bits of the codes.
     map_context_width: the same for the bits of the importance map.
-    restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
+    restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
     """
 
     encoder_widths: tuple[int, int] = (128, 256)
@@ -106,8 +107,8 @@ The entropy coder: the paper predicts each bit from a 5x5x4 window of decoded bi
 in raster order, a hundred thousand times and more for a picture. Here bits are predicted in groups of channels, half of
 the positions at a time: 2 passes a group and 18 in all. A bit sees all channels of the groups before and, in the second
 half, its neighbours on all sides, but never another bit of its own group and half. What that gains over no model, and
-over a fixed probability for each channel, is measured by `eval/cwic_bits.py`. The networks run in integers, so that
-files decode everywhere.
+over a fixed probability for each channel, is measured by `eval/studies/cwic_bits.py`. The networks run in integers, so
+that files decode everywhere.
 """
 
 
@@ -155,7 +156,7 @@ class CWIC(Codec):
             self.map_context = ContextModel(1, [1] * c.planes, c.map_context_width, name="map_context")
 
     def start_linear(self) -> None:
-        """See `Codec` and `transforms/binary_start.py`."""
+        """See `Codec` and `transforms/starts/binary.py`."""
         binary_start.begin(self.encoder, self.code_head, self.synthesis)
 
     def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -338,6 +339,6 @@ class CWIC(Codec):
 
 
 if __name__ == "__main__":
-    from models.cli import main
+    from models.app.cli import main
 
     main("cwic")

@@ -37,16 +37,19 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
-from models import classifier as classifiers
+from models.app.flags import StreamCommand
 from models.codec import Codec
-from models.coding.tables import NUM_SCALES
-from models.errors import UserError, one_line
-from models.flags import StreamCommand
-from models.latents import ROW_BIAS, ROW_GAIN
-from models.registry import register
-from transforms import checkerboard, cheng, deep_features, enhance, hific, linear_start
+from models.codec.registry import register
+from models.entropy.coders import ROW_BIAS, ROW_GAIN
+from models.entropy.tables import NUM_SCALES
+from models.io.errors import UserError, one_line
+from models.tasks import classifier as classifiers
+from transforms import checkerboard
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
+from transforms.losses import deep_features
+from transforms.networks import cheng, enhance, hific
 from transforms.resample import pad_to_multiple
+from transforms.starts import linear as linear_start
 from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
@@ -96,7 +99,7 @@ class Config:
     hyper_features: channels that the hyper-synthesis gives to the parameter network.
     parameter_widths: hidden channels of the parameter network.
     transform_width: channels of the second half of the feature transform.
-    classifier_widths: the classifier, as of `models.classifier.Classifier`; () for ResNet50.
+    classifier_widths: the classifier, as of `models.tasks.classifier.Classifier`; () for ResNet50.
     enhanced_width, growth, dense_blocks: channels of the enhancement blocks, growth and number of their RRDBs.
     discriminator_width: channels of the discriminator at 1/2.
     """
@@ -136,7 +139,7 @@ Where they depart from the paper:
 * The networks that predict the latents have ReLU, not leaky ReLU, and run in integers: files decode everywhere.
 * Latents are rounded around their predicted means in training, in estimates and in files alike. (The authors' release
   rounds to whole numbers and measures with a density around the mean; it writes no files.)
-* The enhanced decoder begins as the decoder: see `transforms.enhance.Enhancement`.
+* The enhanced decoder begins as the decoder: see `transforms.networks.enhance.Enhancement`.
 * The discriminator's step has its own gradient only. (In the release that of the generator's loss is added to it.)
 * The perceptual distance takes 0..255 as its network expects. (In the release LPIPS is given 0..1 instead of -1..1.)
 * Labelled pictures keep their aspect ratio: the shorter side is scaled to the patch, and a square is cut out.
@@ -183,7 +186,7 @@ class ELC(Codec):
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
         self._track(METRICS[stage])
-        #: What the adversarial stage compares pictures with, see `transforms.deep_features`; None: not at all.
+        #: What the adversarial stage compares pictures with, see `transforms.losses.deep_features`; None: not at all.
         self.perceptual_features: deep_features.Features | None = None
         c, n = config, config.width
         self.analysis = cheng.analysis(n)
@@ -592,6 +595,6 @@ def _architecture(widths: Sequence[int]) -> str:
 
 
 if __name__ == "__main__":
-    from models.cli import main
+    from models.app.cli import main
 
     main("elc")

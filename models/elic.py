@@ -15,9 +15,9 @@ Adaptive Coding", CVPR 2022, https://arxiv.org/abs/2203.10886
 Ten passes for the whole picture, each parallel over its positions and channels. The first groups are small and hold
 most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
 
-Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/detail.py`), a linear start,
-a second analysis before a file is written (`Codec.analyse_twice`), symbols chosen by rate and distortion
-(`models/rdoq.py`), and a filter for the picture at the end of its file (`models/restoration.py`).
+Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/networks/detail.py`), a
+linear start, a second analysis before a file is written (`Codec.analyse_twice`), symbols chosen by rate and distortion
+(`models/tools/rdoq.py`), and a filter for the picture at the end of its file (`models/tools/restoration.py`).
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ import numpy as np
 import tensorflow as tf
 
 from models.codec import Codec
-from models.coding.tables import NUM_SCALES
-from models.distortion import MSE, check_side
-from models.errors import UserError
-from models.latents import ROW_BIAS, ROW_GAIN, FloatRate
-from models.registry import register
-from transforms import checkerboard, detail, linear_start, patches
-from transforms import elic as transforms
+from models.codec.distortion import MSE, check_side
+from models.codec.registry import register
+from models.entropy.coders import ROW_BIAS, ROW_GAIN, FloatRate
+from models.entropy.tables import NUM_SCALES
+from models.io.errors import UserError
+from transforms import checkerboard, patches
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.gain import GainedInput, GainUnit
+from transforms.networks import detail
+from transforms.networks import elic as transforms
 from transforms.resample import pad_to_multiple
+from transforms.starts import linear as linear_start
 from transforms.tiling import Reach
 
 
@@ -58,15 +60,16 @@ class Config:
     context_widths: hidden channels of the channel-context networks.
     parameter_width: least hidden width of the parameter networks, which otherwise narrow on a straight line from their
       input to their output.
-    detail: channels of the last group, if that is one of detail channels; 0 in the paper. See `transforms.detail`.
+    detail: channels of the last group, if that is one of detail channels; 0 in the paper. See
+    `transforms.networks.detail`.
     patch_widths: channels at 1/8 of the resolution, and inner ones at 1/16, of transforms of patches, which then stand
       in the place of the paper's; see `transforms.patches`. Zeros in the paper.
     patch_blocks: how many residual blocks these have at 1/8 and at 1/16.
-    restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
+    restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.analyse_twice`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
-      moves, in the paper. See `models/rdoq.py`.
+      moves, in the paper. See `models/tools/rdoq.py`.
     """
 
     widths: tuple[int, int, int] = (192, 192, 192)
@@ -437,6 +440,6 @@ class ELIC(Codec):
 
 
 if __name__ == "__main__":
-    from models.cli import main
+    from models.app.cli import main
 
     main("elic")

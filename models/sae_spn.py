@@ -31,15 +31,17 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
-from models.bit_context import ContextModel
 from models.codec import Codec
-from models.coding import tables
-from models.errors import UserError, one_line
-from models.images import ImageWarning
-from models.latents import LOGIT_BIAS, LOGIT_GAIN
-from models.registry import register
-from transforms import adversarial, deep_features, quantizers, sae, switches
+from models.codec.registry import register
+from models.entropy import tables
+from models.entropy.bit_context import ContextModel
+from models.entropy.coders import LOGIT_BIAS, LOGIT_GAIN
+from models.io.errors import UserError, one_line
+from models.io.images import ImageWarning
+from transforms import quantizers, switches
 from transforms.exact import Conv, EntropyNet, Fixed, Output
+from transforms.losses import deep_features
+from transforms.networks import adversarial, sae
 from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
@@ -64,8 +66,8 @@ class Config:
     widths: channels at the full resolution, 1/2, 1/4, 1/8 and 1/16; all but the first divisible by 4.
     latent_groups: channels of the latents that are predicted together; their sum is C, the channels of the latents.
     blocks: how often the one residual block is applied.
-    norm: "instance" (paper), or "channel" or "none", which know no size of the picture; see `transforms.sae.make_norm`.
-    sigma: hardness of the soft quantiser.
+    norm: "instance" (paper), or "channel" or "none", which know no size of the picture; see
+    `transforms.networks.sae.make_norm`. sigma: hardness of the soft quantiser.
     context_width: channels of the networks that predict the latents' bits.
     discriminator_widths: channels of the discriminator at 1/2, 1/4, 1/8 and 1/16.
     """
@@ -169,7 +171,7 @@ class SAESPN(Codec):
       variant: "sae_spn", "sae" or "swwae", as the head of this file says.
       stage: 1 trains the autoencoder; 2 goes on with the discriminator. Weights of both stages compress.
       loss_weights: of the parts of the loss; those of `LOSS_WEIGHTS` by default.
-      perceptual_features: as of `transforms.deep_features.vgg16`; without them there is no perceptual loss.
+      perceptual_features: as of `transforms.losses.deep_features.vgg16`; without them there is no perceptual loss.
 
     Raises:
       UserError: there is no such variant or stage, or the configuration cannot be built.
@@ -429,7 +431,7 @@ class SAESPN(Codec):
 
 
 def load_features(name: str | None) -> deep_features.Features | None:
-    """What --perceptual_model names, as of `transforms.deep_features.vgg16`; None, and a line in the log, without.
+    """What --perceptual_model names, as `deep_features.vgg16` gives it; None, and a line in the log, without.
 
     Raises:
       UserError: it is a file, and not one of VGG-16's weights.
@@ -461,6 +463,6 @@ class _PartOf(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 
 if __name__ == "__main__":
-    from models.cli import main
+    from models.app.cli import main
 
     main("sae_spn")

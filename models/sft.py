@@ -15,7 +15,7 @@ https://arxiv.org/abs/2108.09551
 
 The map has a quality of 0 to 1 for every pixel. It is the encoder's business alone: the decoder recovers what it needs
 of it from z_hat. Uniform maps give one model for all rates; others put the bits where they
-matter: into a region, where a drawn map says so, or where a classifier looks (models/task_map.py).
+matter: into a region, where a drawn map says so, or where a classifier looks (models/tasks/task_map.py).
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
-from models import quality_map as user_maps
-from models.codec import Codec, validation_draws
-from models.coding.tables import NUM_SCALES
-from models.errors import UserError
-from models.latents import ROW_BIAS, ROW_GAIN
-from models.registry import register
-from transforms import linear_start, quality_maps
-from transforms import sft as transforms
+from models.codec import quality_map as user_maps
+from models.codec.base import Codec, validation_draws
+from models.codec.registry import register
+from models.entropy.coders import ROW_BIAS, ROW_GAIN
+from models.entropy.tables import NUM_SCALES
+from models.io.errors import UserError
+from transforms import quality_maps
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, spatially
+from transforms.networks import sft as transforms
 from transforms.resample import pad_to_multiple
+from transforms.starts import linear as linear_start
 from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
@@ -82,11 +83,11 @@ class Config:
       the square root of λ, 4.382 / 2. 0 is the paper's letter: then the networks have to find out by themselves.
     sft_width: hidden channels of an SFT layer.
     sft_kernel: kernel size of an SFT layer.
-    restoration: files hold a filter for their picture; not in the paper. See `models/restoration.py`.
+    restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.analyse_twice`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
-      moves, in the paper. See `models/rdoq.py`.
+      moves, in the paper. See `models/tools/rdoq.py`.
     """
 
     widths: tuple[int, int, int, int] = (48, 96, 192, 192)
@@ -359,7 +360,7 @@ class SFT(Codec):
         return super().compress_controls(args, image)
 
     def _task_map(self, args, image: np.ndarray) -> np.ndarray:
-        from models import task_map
+        from models.tasks import task_map
 
         if self._task is None:  # kept for the next picture
             self._task = self.in_training_form(), task_map.load_classifier(args.task_model)
@@ -367,6 +368,6 @@ class SFT(Codec):
 
 
 if __name__ == "__main__":
-    from models.cli import main
+    from models.app.cli import main
 
     main("sft")

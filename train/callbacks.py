@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from models import files
-from models.errors import UserError
+from models.io import files
+from models.io.errors import UserError
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)

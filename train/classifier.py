@@ -21,9 +21,9 @@ if __name__ == "__main__":
 
 import tensorflow as tf
 
-from models import files
-from models.classifier import SMALL_WIDTHS, Classifier, load
-from models.errors import UserError
+from models.io import files
+from models.io.errors import UserError
+from models.tasks.classifier import SMALL_WIDTHS, Classifier, load
 from train import data, labelled
 from train.callbacks import StopOnNaN
 from train.fit import errors_of_users

@@ -23,9 +23,9 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from models.errors import UserError
-from models.files import expand_inputs
-from models.images import read_image
+from models.io.errors import UserError
+from models.io.files import expand_inputs
+from models.io.images import read_image
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from models.errors import UserError
+from models.io.errors import UserError
 from train.options import FitOptions
 
 

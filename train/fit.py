@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from models import files, weights
-from models.errors import UserError, one_line
+from models.codec import weights
+from models.io import files
+from models.io.errors import UserError, one_line
 from train.callbacks import AveragedWeights, Backup, StopOnNaN, TimeBudget
 from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
 from train.devices import data_seed, is_chief, make_strategy, precision, several_workers, verbosity, worker_index

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from models.errors import UserError
-from models.images import read_image
+from models.io.errors import UserError
+from models.io.images import read_image
 from train.data import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, random_crop
 
 logger = logging.getLogger(__name__)

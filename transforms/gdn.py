@@ -48,7 +48,7 @@ class GDN(tf.keras.layers.Layer):
         return x * pool if self.inverse else x / pool
 
     def pass_through(self) -> None:
-        """See `transforms/linear_start.py`: nearly so, that a gradient of gamma is left."""
+        """See `transforms/starts/linear.py`: nearly so, that a gradient of gamma is left."""
         self.gamma.assign(0.01 * np.eye(self.gamma.shape[0], dtype=np.float32))
 
     def compute_output_shape(self, input_shape):

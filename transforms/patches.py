@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from transforms.chain import Chain
-from transforms.detail import components
+from transforms.networks.detail import components
 from transforms.resample import DepthToSpace, SpaceToDepth
 from transforms.residual import Residual
 

@@ -1,6 +1,7 @@
 """Quality maps to train with: float32 [B, H, W, 1] in 0..1, drawn as the paper draws them.
 
-Song, Choi, Han, ICCV 2021 (see transforms/sft.py), section 4.1: one map in five is uniform, one has a level for each
+Song, Choi, Han, ICCV 2021 (see transforms/networks/sft.py), section 4.1: one map in five is uniform, one has a level
+for each
 class of a segmentation mask, one is a gradient, two are sums of Gaussians. TensorFlow operations only, of static shape
 where the batch has one: they run within a training step, compiled or not.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from transforms.linear_start import Stage
+from transforms.starts.linear import Stage
 
 
 class Downsample(tf.keras.layers.Conv2D):
@@ -15,7 +15,7 @@ class Downsample(tf.keras.layers.Conv2D):
         super().__init__(filters, kernel_size, strides=2, padding="same", **kwargs)
 
     def hold(self, stage: Stage) -> None:
-        """See `transforms/linear_start.py`. Channels beyond the stage's keep their random start."""
+        """See `transforms/starts/linear.py`. Channels beyond the stage's keep their random start."""
         value = self.kernel.numpy()
         value[..., : stage.kernel.shape[-1]] = 0
         self.kernel.assign(place_block(value, stage.kernel))
@@ -60,7 +60,7 @@ class Upsample(tf.keras.layers.Conv2DTranspose):
         return x + tf.cast(self.bias, x.dtype) if self.use_bias else x
 
     def hold(self, stage: Stage) -> None:
-        """See `transforms/linear_start.py`. Channels beyond the stage's have no part in what it makes at first."""
+        """See `transforms/starts/linear.py`. Channels beyond the stage's have no part in what it makes at first."""
         value = self.kernel.numpy()
         value[:, :, : stage.kernel.shape[2]] = 0
         self.kernel.assign(place_block(value, stage.kernel))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from eval import anchors, classical, metrics, report
-from models import cli
+from models.app import cli
 
 
 @pytest.fixture

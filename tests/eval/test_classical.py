@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from eval import classical, metrics, report
-from models.images import read_image
+from models.io.images import read_image
 
 SAMPLE = report.ANCHORS.parent / "kodim23_512x384.png"
 

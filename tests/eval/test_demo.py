@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from eval import demo, metrics
-from models.images import read_image
+from models.io.images import read_image
 
 STAND_IN = """
 import sys

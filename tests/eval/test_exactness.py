@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from eval import exactness
 from models.elic import ELIC, Config
-from models.latents import Recorder
+from models.entropy.coders import Recorder
 from transforms.exact import Fixed
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from eval import report
 from eval.report import Curve, Measurement
-from models.errors import UserError
+from models.io.errors import UserError
 
 ROWS = [
     Measurement("a.png", 1000, 100, 80, 30.0, 0.9),

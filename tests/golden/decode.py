@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.codec import Codec, load
-from models.coding.rans import RansDecoder
+from models.entropy.rans import RansDecoder
 from transforms.exact import EntropyNet, Fixed
 
 

@@ -24,9 +24,9 @@ import tensorflow as tf
 from decode import SymbolHash
 
 from models import cwic, elc, elic, sae_spn, sft
-from models.classifier import Classifier
 from models.codec import load
-from models.images import encode_image, read_image
+from models.io.images import encode_image, read_image
+from models.tasks.classifier import Classifier
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPH = HERE.parent.parent / "res" / "eval" / "kodim23_512x384.png"

@@ -18,8 +18,8 @@ from PIL import Image
 from eval import classical
 from eval.metrics import psnr
 from models.codec import load
-from models.images import read_image
-from models.weights import SHIPPED
+from models.codec.weights import SHIPPED
+from models.io.images import read_image
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("elic_tiny", "sft_tiny", "cwic_tiny", "sae_spn_tiny", "elc_tiny")

@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from models import cli, images
-from models.codec import load, load_for_training, to_uint8
-from models.coding import rans, tables
+from models.app import cli
+from models.codec.base import load, load_for_training, to_uint8
 from models.cwic import CWIC, PRESETS, Config
-from models.errors import UserError
-from models.latents import LatentCoder, Recorder, Replay, TableRate
+from models.entropy import rans, tables
+from models.entropy.coders import LatentCoder, Recorder, Replay, TableRate
+from models.io import images
+from models.io.errors import UserError
 from transforms import importance
 from transforms.exact import Fixed
 

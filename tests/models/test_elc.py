@@ -7,14 +7,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from models import classifier as classifiers
-from models import cli, elc, images
-from models.classifier import Classifier
-from models.codec import load, load_for_training, to_uint8
-from models.coding.container import StreamError
+from models import elc
+from models.app import cli
+from models.codec.base import load, load_for_training, to_uint8
 from models.elc import ELC, PRESETS, STAGES, TRAINED, Config
-from models.errors import UserError
-from models.latents import Recorder, Replay, TableRate
+from models.entropy.coders import Recorder, Replay, TableRate
+from models.entropy.container import StreamError
+from models.io import images
+from models.io.errors import UserError
+from models.tasks import classifier as classifiers
+from models.tasks.classifier import Classifier
 
 LABELS = ("parrot", "leaf", "other")
 

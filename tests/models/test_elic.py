@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 
 from models.codec import load
-from models.coding import container, rans
-from models.coding.container import StreamError
+from models.codec.registry import get
 from models.elic import ELIC, PRESETS, Config
-from models.errors import UserError
-from models.latents import LatentCoder, TableRate
-from models.registry import get
+from models.entropy import container, rans
+from models.entropy.coders import LatentCoder, TableRate
+from models.entropy.container import StreamError
+from models.io.errors import UserError
 
 
 class Recorder(TableRate):

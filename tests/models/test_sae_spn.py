@@ -8,14 +8,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from models import cli, images, sae_spn
-from models.codec import load, load_for_training, to_uint8
-from models.coding import rans
-from models.coding.tables import CdfBank
-from models.errors import UserError
-from models.latents import LatentCoder, Recorder, TableRate
+from models import sae_spn
+from models.app import cli
+from models.codec.base import load, load_for_training, to_uint8
+from models.entropy import rans
+from models.entropy.coders import LatentCoder, Recorder, TableRate
+from models.entropy.tables import CdfBank
+from models.io import images
+from models.io.errors import UserError
 from models.sae_spn import LOSS_WEIGHTS, PRESETS, SAESPN, Config, parse_loss_weights
-from train import pjrt
+from train.pjrt import export as pjrt
 from transforms import quantizers, switches
 
 TINY = Config(

@@ -9,17 +9,18 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from eval import region as region_program
 from eval import sweep
-from models import cli, serving, task_map
-from models.codec import load, load_for_training, to_uint8
-from models.coding import container
-from models.errors import UserError
-from models.quality_map import Region, paint
-from models.registry import get
-from models.serving import signatures
+from eval.studies import region as region_program
+from models.app import cli, serving
+from models.app.serving import signatures
+from models.codec.base import load, load_for_training, to_uint8
+from models.codec.quality_map import Region, paint
+from models.codec.registry import get
+from models.codec.weights import shipped
+from models.entropy import container
+from models.io.errors import UserError
 from models.sft import LATENT_SCALE, PRESETS, SFT, Config
-from models.weights import shipped
+from models.tasks import task_map
 
 
 @pytest.fixture(scope="session")
@@ -219,7 +220,7 @@ def test_loss_weighs_every_pixel_by_its_quality(sft, monkeypatch, crop):
 
 
 def fixed_coder(codec):
-    from models.latents import TableRate
+    from models.entropy.coders import TableRate
 
     return TableRate(codec.bank)
 

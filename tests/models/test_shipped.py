@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import classifier, registry, weights
-from models.codec import load
-from models.images import read_image
+from models.codec import load, registry, weights
+from models.io.images import read_image
+from models.tasks import classifier
 
 EVAL = weights.SHIPPED.parent / "eval"
 SHIPPED = [path for model in registry.MODEL_IDS.values() for path in weights.shipped(model)]

@@ -4,9 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from models import registry
-from models.codec import Codec
-from models.coding.tables import NUM_SCALES
+from models.codec import Codec, registry
+from models.entropy.tables import NUM_SCALES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from models import weights
-from models.codec import load
+from models.codec import load, weights
 
 
 def with_config(path, folder, **changes):

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from models import classifier as classifiers
-from models.errors import UserError
+from models.io.errors import UserError
+from models.tasks import classifier as classifiers
 from train import classifier
 
 

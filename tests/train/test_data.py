@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from models.errors import UserError
+from models.io.errors import UserError
 from train import data
 from train.options import FitOptions
 

@@ -17,7 +17,7 @@ import safetensors
 import tensorflow as tf
 
 from models import elic
-from models.errors import UserError
+from models.io.errors import UserError
 from train import callbacks, devices, fit
 from train.data import open_data, validation_dataset
 from train.options import FitOptions

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from models.errors import UserError
+from models.io.errors import UserError
 from train import data, labelled
 from train.options import FitOptions
 

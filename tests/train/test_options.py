@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from models.errors import UserError
+from models.io.errors import UserError
 from train.options import FitOptions, add_train_flags, fit_options
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from models.codec import load
-from models.errors import UserError
+from models.io.errors import UserError
 from train import callbacks, devices, fit
 from train.options import FitOptions
 

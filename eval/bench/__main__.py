@@ -1,0 +1,7 @@
+"""`python -m eval.bench`: see `eval/bench/coding.py`."""
+
+import sys
+
+from eval.bench.coding import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""One program for each table or figure of the documents."""

@@ -1,0 +1,1 @@
+"""What stands on codecs: the command line, clients and servers."""

@@ -1,0 +1,117 @@
+"""Rate control: what a sender can ask of a codec besides the picture, and how a file says it.
+
+A wish arrives as an argument of Python's, as an input of a served request, or as the control bytes of a file. An object
+of this module, `Codec.rate_control`, turns each into the same thing: the tensors, by name, that `Codec.transmit` takes.
+SFT's, a map over the picture, is in `models/codec/quality_map.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from models.entropy.container import StreamError
+from models.entropy.rans import require
+from models.io.errors import UserError
+from transforms.gain import STEPS
+
+
+class RateControl:
+    """Of weights of one rate: there is nothing to ask. Base of the others."""
+
+    #: The qualities that can be told apart, rising; empty where there are none to choose from.
+    qualities: np.ndarray = np.array([])
+    #: How many control bytes a file has.
+    control_bytes = 0
+    #: What a served request says of each picture besides its pixels: the inputs of `of_request`.
+    request_specs: dict[str, tf.TensorSpec] = {}
+    #: Dtypes and shapes of the tensors that compressing takes, and of those that decompressing does.
+    encode_specs: dict[str, tf.TensorSpec] = {}
+    decode_specs: dict[str, tf.TensorSpec] = {}
+
+    def check_quality(self, quality: float | None) -> None:
+        """UserError if a quality is wished for (not None), and there is none to choose or it is out of range."""
+        if quality is None:
+            return
+        if not self.qualities.size:
+            raise UserError("these weights are of one rate: they take no quality")
+        if not self.qualities[0] <= quality <= self.qualities[-1]:
+            raise UserError(f"quality {quality:g} is not within {self.qualities[0]:g} to {self.qualities[-1]:g}")
+
+    def of_wish(self, shape, quality: float | None = None) -> tuple[bytes, dict[str, tf.Tensor]]:
+        """What is wished for pictures of a shape (B, H, W): control bytes, and the tensors to compress with.
+
+        quality: one of `qualities`, the middle by default.
+
+        Raises:
+          UserError: the model has no such control, or it is out of range.
+        """
+        self.check_quality(quality)
+        return b"", {}
+
+    def of_bytes(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
+        """The tensors to decompress with, of a file's control bytes. StreamError if they are none of this model's."""
+        if data:
+            raise _not_ours()
+        return {}
+
+    def of_request(self, shape) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """`of_wish` in a graph, for each picture: control bytes uint8 [B, n], and the tensors.
+
+        It takes the inputs of `request_specs` by name, all or none; InvalidArgumentError if one is out of range.
+        """
+        return tf.zeros([shape[0], 0], tf.uint8), {}
+
+    def of_stream(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`of_bytes` in a graph: uint8 [B, n]. InvalidArgumentError if they are none of this model's."""
+        return {}
+
+    def for_calibration(self, shape) -> dict[str, np.ndarray]:
+        """Tensors, each [N, ...], that between them show what coding will meet, for N pictures; shape: (N, H, W)."""
+        return {}
+
+
+class QualityLevels(RateControl):
+    """Of weights of several λ: a quality from 1 (the first λ) to their number, in 1/32, one byte of the file.
+
+    "quality", int32 [B]: in steps of 1/32 from the first λ; see `transforms/gain.py`.
+    """
+
+    control_bytes = 1
+    request_specs = {"quality": tf.TensorSpec([None], tf.float32)}
+    encode_specs = decode_specs = {"quality": tf.TensorSpec([None], tf.int32)}
+
+    def __init__(self, levels: int):
+        self.qualities = 1 + np.arange((levels - 1) * STEPS + 1) / STEPS
+
+    def of_wish(self, shape, quality: float | None = None):
+        self.check_quality(quality)
+        step = (self.qualities.size - 1) / 2 if quality is None else (quality - 1) * STEPS
+        data = bytes([round(step)])
+        return data, self.of_bytes(data, shape[0])
+
+    def of_bytes(self, data: bytes, batch: int = 1):
+        if len(data) != 1 or data[0] >= self.qualities.size:
+            raise _not_ours()
+        return {"quality": tf.fill([batch], data[0])}
+
+    def of_request(self, shape, quality=None):
+        if quality is None:
+            data, tensors = self.of_wish(shape)
+            return tf.fill([shape[0], 1], tf.constant(data[0], tf.uint8)), tensors
+        low, high = self.qualities[0], self.qualities[-1]
+        within = (quality >= low) & (quality <= high)
+        (quality,) = require(within, f"quality is not within {low:g} to {high:g}", quality)
+        step = tf.cast(tf.round((quality - 1) * STEPS), tf.int32)
+        return tf.cast(step[:, None], tf.uint8), {"quality": step}
+
+    def of_stream(self, data: tf.Tensor):
+        (step,) = require(data < self.qualities.size, "damaged stream (control bytes)", data[:, 0])
+        return {"quality": tf.cast(step, tf.int32)}
+
+    def for_calibration(self, shape):
+        return {"quality": np.linspace(0, self.qualities.size - 1, shape[0]).round().astype(np.int32)}
+
+
+def _not_ours() -> StreamError:
+    return StreamError("damaged stream: its control bytes are not of these weights")

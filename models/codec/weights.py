@@ -1,0 +1,142 @@
+"""Weights files: named tensors in safetensors, with a header that says what they are.
+
+Metadata (strings, as safetensors has them): `format` ("lic-zoo 1"), `model`, `config` (JSON of the model's Config),
+`lambda`, `weights_id`, and whatever training and measuring add. Floats are stored as float16, tables and the integer
+form of the entropy networks as integers. Reading needs neither TensorFlow nor TFC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from models.codec import registry
+from models.entropy.container import StreamError
+from models.io import files
+from models.io.errors import UserError
+
+FORMAT = "lic-zoo 1"
+#: Trained weights that ship: res/weights/<model>/<preset>.safetensors.
+SHIPPED = Path(__file__).resolve().parents[2] / "res" / "weights"
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """4 bytes that name a set of tensors: files written with other weights are told apart by them."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.tobytes())
+    return digest.digest()[:4]
+
+
+def verify(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The fingerprint of what `read` gave for `path`. UserError if the header names another."""
+    weights_id = fingerprint(tensors)
+    if weights_id.hex() != metadata.get("weights_id"):
+        raise UserError(f"{path}: damaged weights file: its tensors are not those its header names")
+    return weights_id
+
+
+def check_model(path, model: str) -> None:
+    """UserError unless a weights file is of that model."""
+    name = read_metadata(path).get("model")
+    if name != model:
+        raise UserError(f"{path}: weights of {name}, not of {model}")
+
+
+def write(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], force: bool = True) -> None:
+    """Writes a weights file, whole or not at all. UserError if that fails."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    files.atomic_write(path, save(tensors, metadata={"format": FORMAT, **metadata}), force=force)
+
+
+def read_metadata(path) -> dict[str, str]:
+    """The header of a weights file. UserError if it is none of ours."""
+    return _open(path, lambda file: dict(file.metadata() or {}))
+
+
+def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a weights file. UserError if it is missing, damaged, or none of ours."""
+    return _open(path, _content)
+
+
+def _content(file) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    names = file.keys()  # safetensors' file is no mapping
+    return {name: file.get_tensor(name) for name in names}, dict(file.metadata())
+
+
+def _open(path, use):
+    from safetensors import SafetensorError, safe_open
+
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise UserError(f"{path}: not a weights file of this zoo")
+            return use(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable weights file ({error})") from error
+
+
+def annotate(path, **facts: str) -> None:
+    """Adds facts to the header of a weights file; its tensors, and so its `weights_id`, stay the same."""
+    tensors, metadata = read(path)
+    write(path, tensors, {**metadata, **facts})
+
+
+def config_to_json(config) -> str:
+    """A model's Config as JSON."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+def config_from_json(config_class, text: str):
+    """Inverse of `config_to_json`: lists become tuples again. UserError if it does not fit the class."""
+    try:
+        fields = json.loads(text)
+        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the configuration in the weights file does not fit {config_class.__module__}: {error}"
+        ) from error
+
+
+def shipped(model: str) -> list[Path]:
+    """The weights files that ship for `model`, sorted by name."""
+    return sorted((SHIPPED / model).glob("*.safetensors"))
+
+
+def of_preset(model: str, preset: str) -> Path | None:
+    """The weights that ship for a preset: the file called so, else the first called PRESET-something; None if none."""
+    for path in sorted(shipped(model), key=lambda path: path.stem != preset):
+        if path.stem == preset or path.stem.startswith(f"{preset}-"):
+            return path
+    return None
+
+
+def default(model: str, preset: str | None = None) -> Path:
+    """The weights to take: of that preset, or of the first in the model's order that has any. UserError if none has."""
+    presets = [preset] if preset else list(registry.get(model).presets)
+    for path in filter(None, (of_preset(model, name) for name in presets)):
+        return path
+    raise UserError(f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some")
+
+
+def find(model: str, weights_id: bytes) -> Path:
+    """The shipped weights that wrote a file. StreamError if it is none of them."""
+    for path in shipped(model):
+        if read_metadata(path).get("weights_id") == weights_id.hex():
+            return path
+    raise StreamError(
+        f"written with {model} weights {weights_id.hex()}, which are not among those in {SHIPPED / model}; name their "
+        "file with --weights"
+    )

@@ -1,1 +1,0 @@
-"""Symbols to bytes and back: CDF bank, rANS coder, container."""

@@ -1,0 +1,1 @@
+"""From latents to bytes: what a model talks to, probability tables, the coder, the container."""

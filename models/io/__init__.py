@@ -1,0 +1,1 @@
+"""Ground for all: files, images, errors of users."""

@@ -1,0 +1,200 @@
+"""Files of a command line: the inputs that it names, where results go, and writing them whole or not at all.
+
+No TensorFlow here: the command line refuses bad names before it pays for that import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Union
+
+from models.io.errors import UserError, reason
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+#: What is appended to an input's name: of pictures that come out of files, and of files that pictures become.
+PICTURE_SUFFIX, STREAM_SUFFIX = ".png", ".tfci"
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def expand_inputs(patterns: Iterable[PathLike]) -> list[Path]:
+    """The files that the user's arguments name; expands the globs that the shell left alone.
+
+    A file of exactly that name wins over the pattern, so `shot[1].png` can be given as it is. A plain name
+    is not looked up: if it is missing, reading it says so, and the other inputs are still done. Each file
+    comes once.
+
+    Raises:
+      UserError: a pattern matches no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in map(os.fspath, patterns):
+        if os.path.lexists(pattern) or not glob.has_magic(pattern):
+            found[Path(pattern)] = None
+            continue
+        matches = [name for name in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(name)]
+        if not matches:
+            raise UserError(f"{pattern}: matches no file")
+        found.update((Path(name), None) for name in matches)
+    return list(found)
+
+
+def output_paths(inputs: Sequence[PathLike], output: PathLike | None, suffix: str) -> list[Path]:
+    """Where the result of each input goes.
+
+    Without `output` it lies beside the input, with the suffix appended (`a.png` -> `a.png.tfci`). With it,
+    `output` is the file for one input, and a folder for several; an existing folder, or a name that ends in
+    a slash, is a folder for one input too. A folder that does not exist is made.
+
+    Args:
+      inputs: one or more paths, each once.
+      output: the user's `-o`, or None.
+      suffix: what to append, with its dot.
+
+    Returns:
+      One path per input, in their order, all different.
+
+    Raises:
+      UserError: two results would be one file, a result would replace an input, an input is `.` or `/`, or
+        the folder is a file or cannot be made.
+    """
+    paths = [Path(name) for name in inputs]
+    for path in paths:
+        if not path.name:  # `.` and `/`: nothing to append a suffix to
+            raise UserError(f"{path}: is a directory")
+    if output is None:
+        targets = [path.with_name(path.name + suffix) for path in paths]
+    elif len(paths) > 1 or os.path.isdir(output) or os.fspath(output).endswith(os.sep):
+        _make_folder(output, len(paths))
+        targets = [Path(output) / (path.name + suffix) for path in paths]
+    else:
+        targets = [Path(output)]
+    _refuse_clashes(paths, targets)
+    return targets
+
+
+def _make_folder(folder: PathLike, count: int) -> None:
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{folder}: is a file, but the results of {count} inputs need a folder")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {reason(error)}") from error
+
+
+def _refuse_clashes(paths: Sequence[Path], targets: Sequence[Path]) -> None:
+    sources = {os.path.realpath(path): path for path in paths}
+    taken: dict[str, Path] = {}
+    for path, target in zip(paths, targets):
+        real = os.path.realpath(target)
+        if real in sources:
+            raise UserError(f"{target}: is an input, and would be replaced by the result of {path}")
+        if real in taken:
+            raise UserError(f"{target}: would be the result of both {taken[real]} and {path}")
+        taken[real] = path
+
+
+def print_any_name() -> None:
+    """Lets this process print names that are no text, as names of files may be, with escapes."""
+    if hasattr(sys.stdout, "reconfigure"):  # not what a test has put in its place
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def check_target(path: PathLike, force: bool = False) -> None:
+    """Says early, before any work is done, what `atomic_write` would refuse.
+
+    Raises:
+      UserError: the path is a directory, lies in a folder that does not exist or cannot be written to, or
+        exists and `force` is not given.
+    """
+    if is_device(path):
+        return
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise UserError(f"{path}: is a directory")
+    if os.path.exists(target) and not force:
+        raise UserError(f"{path}: exists already (--force replaces it)")
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise UserError(f"{path}: its folder does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: its folder cannot be written to")
+
+
+def atomic_write(path: PathLike, data: bytes, force: bool = False) -> None:
+    """Writes a file that appears complete or not at all: it is written beside itself, then renamed.
+
+    A link is followed, and a device or pipe (`/dev/stdout`) is written to as it is.
+
+    Args:
+      path: where to.
+      data: the whole content.
+      force: whether an existing file may be replaced.
+
+    Raises:
+      UserError: as of `check_target`, or the disk is full, or the like. Nothing is left behind.
+    """
+    check_target(path, force)
+    try:
+        if is_device(path):
+            Path(path).write_bytes(data)
+        else:
+            _write_and_rename(os.path.realpath(path), data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+def write_json(path: PathLike, value) -> None:
+    """Writes a value as JSON, whole or not at all, over what was there, in a folder that need not exist.
+
+    UserError if that fails.
+    """
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {reason(error)}") from error
+    atomic_write(path, json.dumps(value, indent=2).encode(), force=True)
+
+
+def _write_and_rename(target: str, data: bytes) -> None:
+    # A short name of our own: appending to the target's could exceed what file systems allow, and tempfile's
+    # files are private to the user, which the result should not be.
+    temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:  # an interrupt from the keyboard, too, must not leave the temporary file
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def is_device(path: PathLike) -> bool:
+    """Whether something is there that is neither file nor directory: renaming onto it would destroy it.
+
+    Also a name for what this process has open already, whatever that is: the shell made it.
+    """
+    if os.fspath(path) == "/dev/stdout" or os.fspath(path).startswith("/dev/fd/"):
+        return True
+    try:
+        mode = os.stat(path).st_mode  # of what a link leads to: that of a pipe in /proc is no path
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -1,0 +1,1 @@
+"""What reads latents or images besides a viewer: classifiers."""

@@ -1,0 +1,224 @@
+"""Classifiers of pictures that are cut in two: a codec can enter behind the cut, with features made of its latents.
+
+    images ──► front ──► features at 1/8 ──► tail ──► logits
+                             ▲
+    y_hat ──► feature transform of a codec (models/elc.py)
+
+Two architectures: ResNet50 of keras.applications, cut behind `conv3_block4_out` (what PyTorch calls layer2), and a
+small residual network that a CPU can train. `train/classifier.py` trains them and writes the files that are read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from models.codec import weights
+from models.codec.variables import variables_by_path
+from models.io.errors import UserError, one_line
+from transforms.chain import Chain
+from transforms.resample import Subsample
+
+Layer = tf.keras.layers.Layer
+Conv2D = tf.keras.layers.Conv2D
+
+#: Where ResNet50 is cut, and how many channels it has there.
+RESNET50_CUT, RESNET50_FEATURES = "conv3_block4_out", 512
+#: Channels of the small network at 1/2, 1/4, 1/8 (where it is cut), 1/16 and 1/32.
+SMALL_WIDTHS = (32, 64, 96, 160, 256)
+
+
+def cut_channels(widths: Sequence[int]) -> int:
+    """Channels of the features at the cut; widths: as of `Classifier`."""
+    return widths[2] if widths else RESNET50_FEATURES
+
+
+class _NormalisedBlock(Layer):
+    """ReLU([3x3 stride 2, norm, ReLU, 3x3, norm](x) + [1x1](every other x)): [B, H, W, C] -> [B, H / 2, W / 2, c].
+
+    Group normalisation: unlike batch normalisation it works alike in training and inference.
+    """
+
+    def __init__(self, channels: int, name: str):
+        super().__init__(name=name)
+        norm = tf.keras.layers.GroupNormalization
+        self.first = Conv2D(channels, 3, strides=2, padding="same", use_bias=False, name="first")
+        self.first_norm = norm(groups=8, name="first_norm")
+        self.second = Conv2D(channels, 3, padding="same", use_bias=False, name="second")
+        self.second_norm = norm(groups=8, name="second_norm")
+        self.skip = Subsample(channels, name="skip")
+
+    def build(self, input_shape):
+        inner = self.first.compute_output_shape(input_shape)
+        for layer, shape in (
+            (self.first, input_shape),
+            (self.first_norm, inner),
+            (self.second, inner),
+            (self.second_norm, inner),
+            (self.skip, input_shape),
+        ):
+            layer.build(shape)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        return self.first.compute_output_shape(input_shape)
+
+    def call(self, x):
+        y = tf.nn.relu(self.first_norm(self.first(x)))
+        return tf.nn.relu(self.second_norm(self.second(y)) + self.skip(x))
+
+
+def _resnet50(weights: str | None = None) -> tf.keras.Model:
+    """keras.applications' ResNet50 without its last layer; weights: as it takes them."""
+    return tf.keras.applications.ResNet50(include_top=False, weights=weights, input_shape=(None, None, 3))
+
+
+class Front(Layer):
+    """Images, float32 [B, H, W, 3] in 0..255 -> features [B, H / 8, W / 8, C]."""
+
+    def __init__(self, widths: Sequence[int], name: str = "front"):
+        super().__init__(name=name)
+        if widths:
+            n1, n2, n3 = widths[:3]
+            self.net = Chain(
+                3,
+                lambda: [
+                    Conv2D(n1, 3, strides=2, padding="same", activation="relu", name="stem"),
+                    _NormalisedBlock(n2, "block2"),
+                    _NormalisedBlock(n3, "block3"),
+                ],
+                name="net",
+            )
+            self.net.build()
+            self.preprocess = lambda images: images / 127.5 - 1
+        else:
+            net = _resnet50()
+            self.net = tf.keras.Model(net.input, net.get_layer(RESNET50_CUT).output)
+            self.preprocess = tf.keras.applications.resnet50.preprocess_input
+
+    def call(self, images, training=False):
+        images = self.preprocess(tf.cast(images, tf.float32))
+        # A Chain has nothing that training changes.
+        return self.net(images) if isinstance(self.net, Chain) else self.net(images, training=training)
+
+
+class Tail(Layer):
+    """Features [B, H / 8, W / 8, C] -> logits, float32 [B, classes]."""
+
+    def __init__(self, widths: Sequence[int], classes: int, name: str = "tail"):
+        super().__init__(name=name)
+        if widths:
+            n3, n4, n5 = widths[2:]
+            blocks = [_NormalisedBlock(n4, "block4"), _NormalisedBlock(n5, "block5")]
+            self.net = Chain(n3, lambda: blocks, name="net")
+            self.net.build()
+            channels = n5
+        else:
+            net = _resnet50()
+            self.net = tf.keras.Model(net.get_layer(RESNET50_CUT).output, net.output)
+            channels = net.output.shape[-1]
+        self.predictions = tf.keras.layers.Dense(classes, dtype="float32", name="predictions")
+        self.predictions.build([None, channels])
+
+    def call(self, features, training=False):
+        x = self.net(features) if isinstance(self.net, Chain) else self.net(features, training=training)
+        return self.predictions(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]))
+
+
+class Classifier(tf.keras.Model):
+    """Images, float32 [B, H, W, 3] in 0..255 -> logits, float32 [B, classes].
+
+    Args:
+      widths: of the small network, see `SMALL_WIDTHS`, multiples of 8 but for the first; () for ResNet50.
+      labels: names of the classes, in the order of the logits.
+    """
+
+    def __init__(self, widths: Sequence[int], labels: Sequence[str]):
+        super().__init__(name="classifier")
+        if widths and len(widths) != len(SMALL_WIDTHS):
+            raise UserError(f"a small classifier has {len(SMALL_WIDTHS)} widths, not {len(widths)}")
+        self.widths, self.labels = tuple(widths), tuple(labels)
+        self.front = Front(self.widths)
+        self.tail = Tail(self.widths, len(self.labels))
+
+    def call(self, images, training=False):
+        return self.tail(self.front(images, training=training), training=training)
+
+    def features(self, images) -> list[tf.Tensor]:
+        """What the front gives, as one layer for `transforms.losses.deep_features`."""
+        return [self.front(images)]
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """All variables by path, such as `tail/predictions/kernel`."""
+        return {
+            f"{part}/{name}": variable
+            for part, layer in (("front", self.front), ("tail", self.tail))
+            for name, variable in variables_by_path(layer).items()
+        }
+
+    def save_file(self, path, metadata: dict[str, str] | None = None, force: bool = True) -> None:
+        """Writes a file that `load` reads: float16 weights, float32 statistics."""
+        tensors = {
+            name: variable.numpy().astype(np.float16) if variable.trainable else variable.numpy()
+            for name, variable in self.named_variables().items()
+        }
+        header = {
+            "model": "classifier",
+            "widths": json.dumps(self.widths),
+            "labels": json.dumps(self.labels),
+            "weights_id": weights.fingerprint(tensors).hex(),
+        }
+        weights.write(path, tensors, {**(metadata or {}), **header}, force=force)
+
+    def begin_as(self, other: Classifier) -> None:
+        """Takes the weights of another one, but for its last layer if that is of other classes.
+
+        Raises:
+          UserError: it is of other widths.
+        """
+        if other.widths != self.widths:
+            raise UserError(f"a classifier of widths {other.widths or 'ResNet50'}, not {self.widths or 'ResNet50'}")
+        theirs = other.named_variables()
+        for name, variable in self.named_variables().items():
+            if other.labels == self.labels or not name.startswith("tail/predictions/"):
+                variable.assign(theirs[name])
+
+    def load_keras(self, source: str) -> None:
+        """Takes ResNet50's weights: "imagenet", which Keras downloads, or a file of Keras' without its last layer.
+
+        The last layer is taken from ImageNet's only if the classes are as many, 1000.
+
+        Raises:
+          UserError: not a ResNet50; no such file, or the download failed.
+        """
+        if self.widths:
+            raise UserError(f"{source}: Keras has weights for ResNet50, not for the small classifier")
+        try:
+            net = _resnet50(source)
+            for part in (self.front, self.tail):
+                for layer in part.net.layers:
+                    if layer.weights:
+                        layer.set_weights(net.get_layer(layer.name).get_weights())
+            if source == "imagenet" and len(self.labels) == 1000:
+                whole = tf.keras.applications.ResNet50(weights=source)
+                self.tail.predictions.set_weights(whole.get_layer("predictions").get_weights())
+        except Exception as error:  # of h5py, of the download, of shapes: an exception type for each
+            raise UserError(f"{source}: no weights of ResNet50: {one_line(error)[:200]}") from error
+
+
+def load(path) -> Classifier:
+    """The classifier in a file of `Classifier.save_file`. UserError if there is none."""
+    tensors, metadata = weights.read(path)
+    if metadata.get("model") != "classifier":
+        raise UserError(f"{path}: weights of {metadata.get('model')}, not of a classifier")
+    weights.verify(path, tensors, metadata)
+    try:
+        classifier = Classifier(json.loads(metadata["widths"]), json.loads(metadata["labels"]))
+        for name, variable in classifier.named_variables().items():
+            variable.assign(tensors[name].astype(variable.dtype.as_numpy_dtype))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged classifier: {one_line(error)}") from error
+    return classifier

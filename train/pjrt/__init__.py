@@ -1,0 +1,1 @@
+"""Training outside TensorFlow: a compiled step, run by JAX/PJRT."""

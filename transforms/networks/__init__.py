@@ -1,0 +1,1 @@
+"""The transforms of the papers, one file each."""

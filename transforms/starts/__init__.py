@@ -1,0 +1,1 @@
+"""Data-independent and data-dependent initialisations of transforms."""
