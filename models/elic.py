@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 if __name__ == "__main__":  # a command line does not open with TensorFlow's log
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,10 +35,10 @@ import tensorflow as tf
 from models.codec import Codec
 from models.codec.distortion import MSE, check_side
 from models.codec.registry import register
-from models.entropy.coders import ROW_BIAS, ROW_GAIN, FloatRate
+from models.entropy.coders import ROW_BIAS, ROW_GAIN
 from models.entropy.tables import NUM_SCALES
 from models.io.errors import UserError
-from transforms import checkerboard, patches
+from transforms import checkerboard
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
 from transforms.gain import GainedInput, GainUnit
 from transforms.networks import detail
@@ -62,9 +62,6 @@ class Config:
       input to their output.
     detail: channels of the last group, if that is one of detail channels; 0 in the paper. See
     `transforms.networks.detail`.
-    patch_widths: channels at 1/8 of the resolution, and inner ones at 1/16, of transforms of patches, which then stand
-      in the place of the paper's; see `transforms.patches`. Zeros in the paper.
-    patch_blocks: how many residual blocks these have at 1/8 and at 1/16.
     restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.analyse_twice`.
@@ -80,8 +77,6 @@ class Config:
     context_widths: tuple[int, int] = (224, 128)
     parameter_width: int = 384
     detail: int = 0
-    patch_widths: tuple[int, int] = (0, 0)
-    patch_blocks: tuple[int, int] = (4, 2)
     restoration: bool = False
     compensation: float = 0.0
     rdoq: float = 0.0
@@ -95,11 +90,6 @@ class Config:
     def deep(self) -> int:
         """Those of them that the paper's transforms make."""
         return self.latents - self.detail
-
-    @property
-    def of_patches(self) -> bool:
-        """Whether transforms of patches stand in the place of the paper's."""
-        return any(self.patch_widths)
 
     def with_detail(self, channels: int) -> Config:
         """The same with one more group, of so many detail channels."""
@@ -118,13 +108,8 @@ _SMALL = Config(
     compensation=0.7,
     rdoq=11.5,
 )
-#: The numbers of a configuration that its entropy networks, and the gains, depend on.
-ENTROPY_NETWORKS = ("groups", "hyper_channels", "hyper_widths", "hyper_features", "context_widths", "parameter_width")
-
-_LARGE = dataclasses.replace(_SMALL, groups=(8, 8, 16, 32, 96, 160), patch_widths=(192, 192))
-PRESETS = {"base": Config(), "large": _LARGE, "medium": _SMALL.with_detail(160), "small": _SMALL}
-"""`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels, `large` has
-the entropy networks of `medium` and transforms of patches."""
+PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
+"""`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
 
 
 @register("elic", model_id=1, config=Config, presets=PRESETS, progressive=True)
@@ -140,7 +125,6 @@ class ELIC(Codec):
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: float | Sequence[float] = 0.01):
         super().__init__(config, lmbda)
-        self._teacher: Callable[[], ELIC] | None = None
         c = config
         if len(self.lambdas) > 1:
             log_gain = self._first_log_gains(np.exp(np.mean(np.log(self.lambdas))))
@@ -148,21 +132,15 @@ class ELIC(Codec):
             self.latent_inverse_gain = GainUnit(c.latents, -log_gain, name="latent_inverse_gain")
             self.hyper_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_gain")
             self.hyper_inverse_gain = GainUnit(c.hyper_channels, 0 * log_gain, name="hyper_inverse_gain")
-        if c.of_patches:
-            self.analysis = patches.analysis(c.patch_widths, c.patch_blocks, c.deep)
-            self.synthesis = patches.synthesis(c.patch_widths, c.patch_blocks, c.deep)
-            far = patches.reach(c.patch_blocks)
-        else:
-            self.analysis = transforms.analysis(c.widths, c.deep)
-            self.synthesis = transforms.synthesis(c.widths, c.deep)
-            far = self.reach.synthesis
+        self.analysis = transforms.analysis(c.widths, c.deep)
+        self.synthesis = transforms.synthesis(c.widths, c.deep)
         if c.detail:
             self.detail_analysis = detail.analysis(c.detail)
             self.detail_synthesis = detail.synthesis(c.detail)
             self.analysis_exchange = detail.exchange(c.latents, name="analysis_exchange")
             self.synthesis_exchange = detail.exchange(c.latents, name="synthesis_exchange")
-            far += 16  # the exchanges look at the neighbours of a latent
-        self.reach = dataclasses.replace(self.reach, analysis=far, synthesis=far)
+            far = self.reach.synthesis + 16  # the exchanges look at the neighbours of a latent
+            self.reach = dataclasses.replace(self.reach, analysis=far, synthesis=far)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels)
         self.hyper_synthesis = EntropyNet(
             c.hyper_channels,
@@ -206,51 +184,10 @@ class ELIC(Codec):
 
     def start_linear(self) -> None:
         """See `Codec`."""
-        start = patches if self.config.of_patches else linear_start
-        start.begin(self.analysis, self.synthesis, self._first_step())
+        linear_start.begin(self.analysis, self.synthesis, self._first_step())
         if self.config.detail:
             self.build_variables(training=True)
             self._begin_detail(shown=True)
-
-    def imitate(self, teacher: ELIC) -> None:
-        """Lets training begin with what `teacher` has learnt: see `begin_from`.
-
-        UserError unless this codec has transforms of patches, and its entropy networks and number of λ are the same.
-        """
-        if not self.config.of_patches:
-            raise UserError("--like: for transforms of patches only, such as those of --preset large")
-        if len(self.lambdas) != len(teacher.lambdas):
-            count = len(teacher.lambdas)
-            raise UserError(f"--like: those weights have {count} λ, and --lambda has {len(self.lambdas)}")
-        for name in ENTROPY_NETWORKS:
-            ours, theirs = getattr(self.config, name), getattr(teacher.config, name)
-            if ours != theirs:
-                raise UserError(f"--like: weights of the same {name} are needed, {ours}, not {theirs}")
-        self._teacher = lambda: teacher  # which Keras does not take for a part of this model
-
-    def begin_from(self, pictures):
-        """Takes over the entropy networks of a teacher, and as near to its latents as affine maps of blocks come.
-
-        The transforms can still learn all they could. See `imitate` and `Codec.begin_from`.
-        """
-        if self._teacher is None:
-            return
-        teacher = self._teacher()
-        own = ("analysis/", "synthesis/")
-        self.take_over({name: v for name, v in teacher.named_variables().items() if not name.startswith(own)})
-
-        @tf.function(autograph=False, reduce_retracing=True)
-        def taught(images, controls):
-            y = teacher.analyse(images)
-            blocks = patches.blocks_of(self.normalise(images))
-            return blocks, y, teacher.code(FloatRate(teacher.entropy_models), y, tf.shape(images)[:3], **controls)
-
-        forward, inverse = patches.Fit(), patches.Fit()
-        for images, controls in teacher.calibration_batches(pictures):
-            blocks, y, y_hat = taught(images, controls)
-            forward.see(blocks, y)
-            inverse.see(y_hat, blocks)
-        patches.begin_as(self.analysis, self.synthesis, forward.best(), inverse.best())
 
     def _first_step(self) -> float:
         return linear_start.best_step(np.exp(np.mean(np.log(self.lambdas))))
@@ -403,19 +340,11 @@ class ELIC(Codec):
             help="Add N detail channels, which are not in the paper, to --init_weights that have none: they begin with "
             "no say, and let high rates reach a better quality.",
         )
-        parser.add_argument(
-            "--like",
-            metavar="WEIGHTS",
-            help="Begin with the entropy networks of these weights, and with affine maps to their latents and back: "
-            "for --preset large, which has transforms of patches. They are fitted to the --calibration patches.",
-        )
 
     @classmethod
     def check_train_flags(cls, args) -> None:
         """See `Codec`."""
         super().check_train_flags(args)
-        if args.like and args.init_weights:
-            raise UserError("--like: says how new weights begin; leave out --init_weights")
         if args.detail is not None and args.detail < 1:
             raise UserError(f"--detail {args.detail}: must be above 0")
         if args.detail is not None and not args.init_weights:
@@ -427,8 +356,6 @@ class ELIC(Codec):
     def for_training(cls, args) -> ELIC:
         """See `Codec`."""
         codec = super().for_training(args)
-        if args.like:
-            codec.imitate(cls.begun(args.like))
         if args.detail:
             codec = codec.with_detail(args.detail)
         if args.distortion:

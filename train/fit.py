@@ -124,8 +124,6 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
         _make_variables(codec, min(64, options.patchsize))
-        if not start_step:
-            codec.begin_from(calibration)
         # An average begins with the weights that there are when the optimizer is made.
         codec.optimizer.build(codec.trainable_variables)
     if several_workers(strategy):

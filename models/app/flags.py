@@ -113,8 +113,6 @@ class Flags:
             raise UserError(f"--fix {fixed}: name the weights whose {fixed} is to stay with --init_weights")
         if fixed == "latents" and is_wanted(args):
             raise UserError("--fix latents: chooses symbols in TensorFlow; leave out --runtime pjrt")
-        if getattr(args, "like", None) and is_wanted(args):
-            raise UserError("--like: looks at pictures in TensorFlow; leave out --runtime pjrt, or begin without it")
 
     @classmethod
     def for_training(cls, args) -> Codec:

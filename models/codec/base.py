@@ -166,12 +166,6 @@ class Codec(Flags, tf.keras.Model):
         """Lets untrained transforms begin as a linear one, where a model can; see `transforms/starts/linear.py`."""
         raise NotImplementedError
 
-    def begin_from(self, pictures: np.ndarray) -> None:
-        """What depends on pictures of how training begins, before its first step: by default nothing.
-
-        pictures: of the training, uint8 [N, H, W, 3]. The variables exist.
-        """
-
     def make_rate_control(self) -> RateControl:
         """What can be asked of these weights: a quality where there are several λ, else nothing."""
         return QualityLevels(len(self.lambdas)) if self.variable_rate else RateControl()

@@ -94,6 +94,18 @@ def annotate(path, **facts: str) -> None:
     write(path, tensors, {**metadata, **facts})
 
 
+#: Fields of a Config that files of earlier versions have, with the values at which nothing depends on them (None: any).
+_REMOVED = {"patch_widths": [0, 0], "patch_blocks": None}
+
+
+def _without_removed(fields: dict) -> dict:
+    """The fields of a header that are still known. ValueError if one that is gone had a say."""
+    for name in _REMOVED.keys() & fields.keys():
+        if _REMOVED[name] not in (None, fields[name]):
+            raise ValueError(f"{name}={fields[name]} is no longer supported")
+    return {name: value for name, value in fields.items() if name not in _REMOVED}
+
+
 def config_to_json(config) -> str:
     """A model's Config as JSON."""
     return json.dumps(dataclasses.asdict(config))
@@ -102,7 +114,7 @@ def config_to_json(config) -> str:
 def config_from_json(config_class, text: str):
     """Inverse of `config_to_json`: lists become tuples again. UserError if it does not fit the class."""
     try:
-        fields = json.loads(text)
+        fields = _without_removed(json.loads(text))
         return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(

@@ -62,9 +62,7 @@ def test_the_golden_picture_shows_something(name):
     assert sum(path.stat().st_size for path in HERE.glob(f"{name}*")) < 200_000
 
 
-@pytest.mark.parametrize(
-    ("name", "file"), [("elic_small", "small-lambda0.0035"), ("elic_variable", "small"), ("elic_medium", "medium")]
-)
+@pytest.mark.parametrize(("name", "file"), [("elic_variable", "small"), ("elic_medium", "medium")])
 def test_a_stream_of_the_weights_that_ship_decodes_to_known_pixels(name, file):
     """Rows 60 to 190, columns 120 to 301 of the sample, written when these weights were trained; quality 3 of several.
 
@@ -75,15 +73,6 @@ def test_a_stream_of_the_weights_that_ship_decodes_to_known_pixels(name, file):
     expected = np.asarray(Image.open(HERE / f"{name}.png").convert("RGB"))
     assert decoded.shape == expected.shape == (130, 181, 3)
     assert np.abs(decoded - expected).max() <= 1
-
-
-def test_the_weights_that_ship_beat_jpeg_at_their_rate():
-    """On the sample, by real files; the 24 Kodak pictures are in res/eval/elic_small_lambda0.0035_kodak.json."""
-    photograph = read_image(SHIPPED.parent / "eval" / "kodim23_512x384.png")
-    codec = load(SHIPPED / "elic" / "small-lambda0.0035.safetensors")
-    data = codec.compress(photograph)
-    jpeg, _ = classical.at_bytes("jpeg", photograph, len(data))
-    assert psnr(photograph, codec.decompress(data)) > psnr(photograph, classical.decode(jpeg)) + 1
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])

@@ -48,9 +48,6 @@ class TinyCodec(tf.keras.Model):
     def fix(self, part):
         self.fixed = part
 
-    def begin_from(self, pictures):
-        """Nothing."""
-
     def call(self, images, training=False):
         latents = self.analysis(tf.cast(images, tf.float32) / 255)
         return self.synthesis(latents) * 255, tf.reduce_sum(tf.abs(tf.cast(latents, tf.float32)), (1, 2, 3))

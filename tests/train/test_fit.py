@@ -265,22 +265,6 @@ def test_an_unwritable_folder_is_one_line(options, tiny_codec, tmp_path):
         fit.fit(tiny_codec, dataclasses.replace(options, train_path=str(tmp_path / "file" / "run")))
 
 
-def test_a_codec_begins_from_pictures_once_and_before_it_is_averaged(options, tiny_codec):
-    seen = []
-
-    class Codec(tiny_codec):
-        def begin_from(self, pictures):
-            seen.append(pictures.shape)
-            self.analysis.kernel.assign(0 * self.analysis.kernel + 0.5)
-
-    options = dataclasses.replace(options, ema=0.9, learning_rate=1e-9, calibration=3, epochs=1)
-    trained = fit.fit(Codec, options)
-    assert seen == [(3, 32, 32, 3)]
-    np.testing.assert_allclose(trained.codec.analysis.kernel, 0.5, rtol=1e-5)
-    fit.fit(Codec, dataclasses.replace(options, resume=True, epochs=2))
-    assert len(seen) == 1
-
-
 # --- what the user can put right ---------------------------------------------------------------------------
 
 

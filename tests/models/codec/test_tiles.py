@@ -21,7 +21,6 @@ ELC = elc.Config(16, (8, 8), 8, (8, 8), 8, (8,) * 5, 16, 4, 1, 8)
 CODECS = {
     "elic": lambda: elic.ELIC(ELIC),
     "elic detail": lambda: elic.ELIC(dataclasses.replace(ELIC, groups=(4, 4, 8), detail=8)),
-    "elic patches": lambda: elic.ELIC(dataclasses.replace(ELIC, patch_widths=(8, 8), patch_blocks=(3, 1))),
     "sft": lambda: sft.SFT(SFT),
     "cwic": lambda: cwic.CWIC(CWIC, stage=2, ratio=0.5),
     "sae": lambda: sae_spn.SAESPN(SAE, variant="sae"),
