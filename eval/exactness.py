@@ -46,7 +46,7 @@ def recorded_symbols(codec, image: np.ndarray) -> list[np.ndarray]:
 
 def _controls(codec, shape) -> dict:
     """What `transmit` takes for padded pictures of a shape (B, H, W) where nothing is asked for: a middle quality."""
-    return codec.rate_control.of_wish(shape)[1]
+    return codec.rate_control.from_args(shape)[1]
 
 
 def entropy_path(codec, shape: tuple[int, int, int], exact: bool) -> Callable[[Sequence], list]:

@@ -155,7 +155,7 @@ class CWIC(Codec):
             self.importance_net = transforms.importance_net(features, c.hidden, start=min(ratio, 0.99))
             self.map_context = ContextModel(1, [1] * c.planes, c.map_context_width, name="map_context")
 
-    def start_linear(self) -> None:
+    def init_pca(self) -> None:
         """See `Codec` and `transforms/starts/binary.py`."""
         binary_start.begin(self.encoder, self.code_head, self.synthesis)
 
@@ -198,7 +198,7 @@ class CWIC(Codec):
 
     def table_rows(self) -> list[tables.Row]:
         """The rows of the CDF bank before they are fitted: for bits, and for the coefficients of filters."""
-        return tables.bernoulli_rows() + (tables.gaussian_rows() if self.restores else [])
+        return tables.bernoulli_rows() + (tables.gaussian_rows() if self.has_filter else [])
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -276,9 +276,9 @@ class CWIC(Codec):
         if not args.init_weights:
             codec = cls(cls.entry.presets[args.preset], joint_rate=args.joint_rate)
             if args.start == "linear":
-                codec.start_linear()
+                codec.init_pca()
             return codec
-        before = cls.begun(args.init_weights)
+        before = cls.from_checkpoint(args.init_weights)
         if args.stage == 1:
             if before.stage == 2:
                 raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")
@@ -292,7 +292,7 @@ class CWIC(Codec):
 
         After stage 1 the importance net is new, and so is the context model of the map.
         """
-        return cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate).begin_with(before)
+        return cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate).warm_start(before)
 
     # ---- the importance map as a picture --------------------------------------------------------------------------
 

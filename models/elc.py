@@ -224,7 +224,7 @@ class ELC(Codec):
         """Whether there is an enhanced decoder."""
         return self.stage in ("decoder", "adversarial")
 
-    def start_linear(self) -> None:
+    def init_pca(self) -> None:
         """See `Codec`."""
         linear_start.begin(self.analysis, self.synthesis, linear_start.best_step(self.lmbda))
 
@@ -525,7 +525,7 @@ class ELC(Codec):
         """A new codec of stage "base", or one of any stage that begins with the weights of --init_weights."""
         if not args.init_weights:
             return super().for_training(args)
-        path, before = args.init_weights, cls.begun(args.init_weights)
+        path, before = args.init_weights, cls.from_checkpoint(args.init_weights)
         place = STAGES.index(args.stage)
         allowed = STAGES[max(0, place - 1) : place + 1]
         if before.stage not in allowed:

@@ -16,8 +16,8 @@ Ten passes for the whole picture, each parallel over its positions and channels.
 most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
 
 Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/networks/detail.py`), a
-linear start, a second analysis before a file is written (`Codec.analyse_twice`), symbols chosen by rate and distortion
-(`models/tools/rdoq.py`), and a filter for the picture at the end of its file (`models/tools/restoration.py`).
+PCA initialisation, a second analysis before a file is written (`Codec.refine_analysis`), RDOQ
+(`models/tools/rdoq.py`), and a filter for the image at the end of its file (`models/tools/restoration.py`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Config:
     `transforms.networks.detail`.
     restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
-      files; 0 in the paper. See `Codec.analyse_twice`.
+      files; 0 in the paper. See `Codec.refine_analysis`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
       moves, in the paper. See `models/tools/rdoq.py`.
     """
@@ -182,7 +182,7 @@ class ELIC(Codec):
         """Of each λ, with 0 where λ is `one`: the best step size falls with the square root of λ."""
         return 0.5 * np.log(np.array(self.lambdas) / one)
 
-    def start_linear(self) -> None:
+    def init_pca(self) -> None:
         """See `Codec`."""
         linear_start.begin(self.analysis, self.synthesis, self._first_step())
         if self.config.detail:
@@ -207,7 +207,7 @@ class ELIC(Codec):
             unit = 1.0
         detail.begin(self.detail_analysis, self.detail_synthesis, self.config.deep, unit, shown)
         for chain in (self.analysis_exchange, self.synthesis_exchange):
-            chain.layers[0].pass_through()
+            chain.layers[0].init_identity()
         # A random network would predict them far off, and the more bits that costs the more it would disturb the rest.
         last = self.parameters[-1]
         last.kernels[-1].assign(tf.zeros_like(last.kernels[-1]))
@@ -222,15 +222,15 @@ class ELIC(Codec):
             raise UserError(f"these weights have {self.config.detail} detail channels already")
         if not self.variable_rate:
             raise UserError("weights of one λ take no detail channels: train them for several first")
-        wide = type(self)(self.config.with_detail(channels), self.lambdas).begin_with(self, widen=True)
+        wide = type(self)(self.config.with_detail(channels), self.lambdas).warm_start(self, widen=True)
         unseen = wide.hyper_analysis.layers[0].kernel[:, :, self.config.latents :]  # by the hyper-latent, at first
         unseen.assign(tf.zeros_like(unseen))
         wide._begin_detail(shown=False)
         return wide
 
-    def for_several(self, lambdas):
+    def to_variable_rate(self, lambdas):
         """See `Codec`."""
-        several = type(self)(self.config, lambdas).begin_with(self)
+        several = type(self)(self.config, lambdas).warm_start(self)
         log_gains = several._first_log_gains(self.lmbda)[:, None]
         for unit, sign in ((several.latent_gain, 1), (several.latent_inverse_gain, -1)):
             unit.log_gain.assign(np.broadcast_to(sign * log_gains, unit.log_gain.shape))
@@ -312,7 +312,7 @@ class ELIC(Codec):
     def symbol_scale(self, quality=None):
         return tf.ones([]) if quality is None else self.latent_gain.gains(quality)[:, None, None]
 
-    def unrounded(self, analysed, quality=None):
+    def unquantised(self, analysed, quality=None):
         return analysed if quality is None else self.latent_inverse_gain(self.latent_gain(analysed, quality), quality)
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
@@ -359,7 +359,7 @@ class ELIC(Codec):
         if args.detail:
             codec = codec.with_detail(args.detail)
         if args.distortion:
-            codec.judge_by(args.distortion)
+            codec.set_distortion(args.distortion)
         check_side(codec.distortion, args.patchsize, f"--patchsize {args.patchsize}")
         if args.restoration and codec.distortion != MSE:
             raise UserError(f"--restoration: a filter is for squared errors, and these weights for {codec.distortion}")

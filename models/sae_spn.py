@@ -421,13 +421,13 @@ class SAESPN(Codec):
         """A new codec of stage 1, or one of the stage that is asked for with the weights of another."""
         config, variant, before = cls.entry.presets[args.preset], args.variant or VARIANTS[0], None
         if args.init_weights:
-            before = cls.begun(args.init_weights)
+            before = cls.from_checkpoint(args.init_weights)
             if args.variant not in (None, before.variant):
                 raise UserError(f"{args.init_weights}: weights of the variant {before.variant}, not {args.variant}")
             config, variant = before.config, before.variant
         features = load_features(args.perceptual_model)
         codec = cls(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
-        return codec.begin_with(before) if before else codec
+        return codec.warm_start(before) if before else codec
 
 
 def load_features(name: str | None) -> deep_features.Features | None:

@@ -85,7 +85,7 @@ class Config:
     sft_kernel: kernel size of an SFT layer.
     restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
     compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
-      files; 0 in the paper. See `Codec.analyse_twice`.
+      files; 0 in the paper. See `Codec.refine_analysis`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
       moves, in the paper. See `models/tools/rdoq.py`.
     """
@@ -165,7 +165,7 @@ class SFT(Codec):
             c.widths, c.latents, self.prior_channels(), c.recovered, sizes, c.condition_widths
         )
 
-    def start_linear(self) -> None:
+    def init_pca(self) -> None:
         """See `Codec`. The step is the best one at quality 1/2."""
         step = linear_start.best_step(float(self.lambda_map(0.5)))
         linear_start.begin(self.analysis, self.synthesis, LATENT_SCALE * step)
@@ -277,7 +277,7 @@ class SFT(Codec):
         coarse_map = tf.nn.avg_pool2d(quality_map, 16, 16, "VALID")
         return LATENT_SCALE * tf.exp(self.config.quality_gain * (coarse_map - 0.5))
 
-    def unrounded(self, analysed, quality_map):
+    def unquantised(self, analysed, quality_map):
         return analysed, self.hyper_latent(analysed, quality_map)
 
     # ---- the command line -------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ class SFT(Codec):
         from models.tasks import task_map
 
         if self._task is None:  # kept for the next picture
-            self._task = self.in_training_form(), task_map.load_classifier(args.task_model)
+            self._task = self.training_form(), task_map.load_classifier(args.task_model)
         return task_map.find_maps(*self._task, image[None], args.task_weight)
 
 

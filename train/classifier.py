@@ -26,7 +26,7 @@ from models.io.errors import UserError
 from models.tasks.classifier import SMALL_WIDTHS, Classifier, load
 from train import data, labelled
 from train.callbacks import StopOnNaN
-from train.fit import errors_of_users
+from train.fit import user_errors
 
 PRESETS = {"base": (), "small": SMALL_WIDTHS}
 
@@ -46,7 +46,7 @@ def augmented(pictures: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value((pictures - 128) * (1 + gain) + 128 + shift, 0.0, 255.0)
 
 
-@errors_of_users()
+@user_errors()
 def fit(classifier: Classifier, train, validation, args) -> dict[str, list[float]]:
     """Trains on a `train.labelled.LabelledPictures`; leaves the weights of the best epoch.
 
@@ -54,7 +54,7 @@ def fit(classifier: Classifier, train, validation, args) -> dict[str, list[float
       Keras' history.
 
     Raises:
-      UserError: the loss is not finite any more; or as of `train.fit.errors_of_users`.
+      UserError: the loss is not finite any more; or as of `train.fit.user_errors`.
     """
     epochs, steps = args.epochs, max(1, len(train) // args.batchsize)
     rate = tf.keras.optimizers.schedules.CosineDecay(args.learning_rate, epochs * steps)

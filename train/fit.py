@@ -59,7 +59,7 @@ class Trained:
 
 
 @contextlib.contextmanager
-def errors_of_users() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Within, what TensorFlow says of the user's pictures, memory or disk becomes one line.
 
     Raises:
@@ -80,7 +80,7 @@ def errors_of_users() -> Iterator[None]:
         raise UserError(inner[1]) from error
 
 
-@errors_of_users()
+@user_errors()
 def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     """Trains a codec from the beginning, or from where an earlier run stopped.
 
@@ -160,7 +160,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
 
 
 def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
-    """Makes all variables of a codec now: what a checkpoint restores, and what an optimizer keeps, must exist.
+    """Makes all variables of a codec now: what a checkpoint has_filter, and what an optimizer keeps, must exist.
 
     With `training=True`, since a codec makes its trainable densities only when it is trained.
     """
@@ -230,7 +230,7 @@ class Run:
     def _compare(self, name: str, before, now) -> None:
         # Runs of earlier versions know nothing of some settings.
         if before is not None and before != now:
-            raise other_run(self.options.train_path, name, before, now)
+            raise resume_mismatch(self.options.train_path, name, before, now)
 
     def _write_options(self, **facts) -> None:
         files.write_json(self.path("options.json"), {**dataclasses.asdict(self.options), **facts})
@@ -273,7 +273,7 @@ class Run:
             self._save(codec, BEST, calibration, chief)
 
     def _save(self, codec: tf.keras.Model, name: str, calibration: np.ndarray, chief: bool) -> None:
-        codec.prepare(calibration)
+        codec.calibrate(calibration)
         if chief:
             codec.save(self.path(name), metadata=self._metadata(codec))
 
@@ -285,7 +285,7 @@ class Run:
         return {"steps": str(int(codec.optimizer.iterations.numpy())), **kept}
 
 
-def other_run(path: str, name: str, before, now) -> UserError:
+def resume_mismatch(path: str, name: str, before, now) -> UserError:
     """What to say of a run that was begun with another setting."""
     # The labels of many classes would be more than a line.
     return UserError(f"{path}: was begun with {name} {before!s:.200}, and cannot resume with {now!s:.200}")
@@ -300,13 +300,13 @@ def identity(codec: tf.keras.Model) -> dict[str, str]:
     return {
         "model": codec.entry.name,
         **codec.settings(),
-        "fix": codec.fixed or "nothing",
+        "fix": codec.frozen or "nothing",
         **{f"config.{name}": json.dumps(value) for name, value in config.items()},
     }
 
 
 def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:
-    """Training patches, uint8 `[N, P, P, 3]`, that `Codec.prepare` gets to see."""
+    """Training patches, uint8 `[N, P, P, 3]`, that `Codec.calibrate` gets to see."""
     batches = training_dataset(source, options.calibration, options.patchsize, seed=0)
     return pictures_of(next(batches.as_numpy_iterator()))
 

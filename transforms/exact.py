@@ -10,7 +10,7 @@ So the networks that choose rows and means have two forms:
   stays below 2^24 a float32 convolution of integers is exact in any order of summation, so stock kernels do the work
   and all agree. After each layer one multiplication and one rounding bring the accumulator back to 8 bits.
   (Never a multiplication and an addition: compilers may fuse those and round differently.) FFT and Winograd, which
-  libraries of GPUs may choose, do not sum products and are not exact: `any_algorithm` makes room for their errors.
+  libraries of GPUs may choose, do not sum products and are not exact: `algorithm_independent` makes room for that.
 
 The method is that of He et al., "Post-Training Quantization for Cross-Platform Learned Image Compression",
 arXiv 2202.07513, with float32 as the carrier.
@@ -41,14 +41,14 @@ WEIGHT_LIMIT = 2047
 PERCENTILE = 99.99
 
 
-#: `any_algorithm` takes weights as so many times their high part, and a low part of at most half of that. Neither is
-#: larger than the weight, so that their sums are within the exact range, too.
+#: `algorithm_independent` splits weights into so many times a high part, and a low part of at most half of that.
+#: Neither is larger than the weight, so that their sums are within the exact range, too.
 HIGH = 32.0
-_any_algorithm: bool | None = None
+_algorithm_independent: bool | None = None
 
 
 @contextlib.contextmanager
-def any_algorithm(wanted: bool | None = True):
+def algorithm_independent(wanted: bool | None = True):
     """Inside, the integer form is exact whatever algorithm the convolutions use, in twice their time.
 
     FFT and Winograd err in proportion to the size of what they sum. With 12-bit weights that can be a unit (of one FFT
@@ -58,16 +58,16 @@ def any_algorithm(wanted: bool | None = True):
     wanted: None asks TensorFlow: True where it sees a GPU, whose library chooses algorithms by trying them. That is so
       outside of this, too. A graph keeps what was so when it was made.
     """
-    global _any_algorithm
-    before, _any_algorithm = _any_algorithm, wanted
+    global _algorithm_independent
+    before, _algorithm_independent = _algorithm_independent, wanted
     try:
         yield
     finally:
-        _any_algorithm = before
+        _algorithm_independent = before
 
 
 def _algorithm_is_unknown() -> bool:
-    return bool(tf.config.list_logical_devices("GPU")) if _any_algorithm is None else _any_algorithm
+    return bool(tf.config.list_logical_devices("GPU")) if _algorithm_independent is None else _algorithm_independent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +249,7 @@ class EntropyNet(tf.keras.layers.Layer):
         self._means = self.convs[-1].filters // 2 if output == Output.PARAMETERS else 0
         self.integer_convs: list[_IntegerConv] = []
         self.calibrating = False
-        self._loudest: dict[int, np.ndarray] = {}
+        self._max_scale: dict[int, np.ndarray] = {}
 
     def build(self, input_shape=None):
         """Makes the variables of the float form."""
@@ -328,8 +328,8 @@ class EntropyNet(tf.keras.layers.Layer):
         else:
             real = integer.accumulate(value).numpy().reshape(-1, bias.size) * step
             # A network that is called several times (anchors, then non-anchors) covers all of them.
-            out_scale = np.maximum(output_scale(real, relu=not last), self._loudest.get(number, 0))
-            self._loudest[number] = out_scale
+            out_scale = np.maximum(output_scale(real, relu=not last), self._max_scale.get(number, 0))
+            self._max_scale[number] = out_scale
         integer.multiplier.assign((step / out_scale).astype(np.float32))
         return None if parameters else out_scale
 
@@ -356,7 +356,7 @@ class LatentInput(tf.keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.channels = channels
         self.calibrating = False
-        self._loudest: dict[int, np.ndarray] = {}
+        self._max_scale: dict[int, np.ndarray] = {}
         self.inverse_step: tf.Variable | None = None  # made when the integer form is first used, as the networks' are
 
     def build_integers(self) -> None:
@@ -381,7 +381,7 @@ class LatentInput(tf.keras.layers.Layer):
         if self.calibrating:
             top = np.percentile(np.abs(latents.numpy().reshape(-1, latents.shape[-1])), PERCENTILE, axis=0)
             exponent = np.clip(np.ceil(np.log2(np.maximum(top, 1e-9) / 127)), np.log2(MEAN_STEP), 10)
-            exponent = self._loudest[0] = np.maximum(exponent, self._loudest.get(0, -np.inf))
+            exponent = self._max_scale[0] = np.maximum(exponent, self._max_scale.get(0, -np.inf))
             self.inverse_step.assign((2.0**-exponent).astype(np.float32))
         value = tf.clip_by_value(tf.round(latents * self.inverse_step), -127.0, 127.0)
         return Fixed(value, 1 / self.inverse_step.numpy() if self.calibrating else None)
@@ -395,7 +395,7 @@ def calibrating(layers: Iterable[tf.keras.layers.Layer]):
     """
     chosen = [layer for layer in layers if isinstance(layer, (EntropyNet, LatentInput))]
     for layer in chosen:
-        layer.calibrating, layer._loudest = True, {}
+        layer.calibrating, layer._max_scale = True, {}
     try:
         yield
     finally:

@@ -85,6 +85,6 @@ class GainedInput(LatentInput):
     def _calibrate(self, gained: tf.Tensor) -> np.ndarray:
         top = np.percentile(np.abs(gained.numpy().reshape(-1, self.channels)), PERCENTILE, axis=0)
         scale = np.maximum(top, max(0.01 * top.max(), 1e-6)) / 127
-        scale = self._loudest[0] = np.maximum(scale, self._loudest.get(0, 0))
+        scale = self._max_scale[0] = np.maximum(scale, self._max_scale.get(0, 0))
         self.multiplier.assign(self.gain.gains(tf.range(self.qualities)) / scale)
         return scale

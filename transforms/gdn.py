@@ -47,7 +47,7 @@ class GDN(tf.keras.layers.Layer):
         pool = tf.nn.conv2d(tf.abs(x), tf.cast(gamma[None, None], x.dtype), 1, "SAME") + tf.cast(beta, x.dtype)
         return x * pool if self.inverse else x / pool
 
-    def pass_through(self) -> None:
+    def init_identity(self) -> None:
         """See `transforms/starts/linear.py`: nearly so, that a gradient of gamma is left."""
         self.gamma.assign(0.01 * np.eye(self.gamma.shape[0], dtype=np.float32))
 

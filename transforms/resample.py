@@ -14,7 +14,7 @@ class Downsample(tf.keras.layers.Conv2D):
     def __init__(self, filters: int, kernel_size: int = 5, **kwargs):
         super().__init__(filters, kernel_size, strides=2, padding="same", **kwargs)
 
-    def hold(self, stage: Stage) -> None:
+    def init_linear(self, stage: Stage) -> None:
         """See `transforms/starts/linear.py`. Channels beyond the stage's keep their random start."""
         value = self.kernel.numpy()
         value[..., : stage.kernel.shape[-1]] = 0
@@ -59,7 +59,7 @@ class Upsample(tf.keras.layers.Conv2DTranspose):
         x = tf.nn.depth_to_space(x, 2)
         return x + tf.cast(self.bias, x.dtype) if self.use_bias else x
 
-    def hold(self, stage: Stage) -> None:
+    def init_linear(self, stage: Stage) -> None:
         """See `transforms/starts/linear.py`. Channels beyond the stage's have no part in what it makes at first."""
         value = self.kernel.numpy()
         value[:, :, : stage.kernel.shape[2]] = 0

@@ -140,7 +140,7 @@ def random_codec(entry, preset: str):
     tf.keras.utils.set_random_seed(0)
     codec = entry.codec(entry.presets[preset])
     codec.build_variables(training=True)
-    codec.prepare(np.random.default_rng(0).integers(0, 256, [2, 128, 128, 3], np.uint8))
+    codec.calibrate(np.random.default_rng(0).integers(0, 256, [2, 128, 128, 3], np.uint8))
     if entry.name == "elic":
         typical_latents(codec)
     return codec
@@ -300,7 +300,7 @@ def print_round_trip(codec, image: np.ndarray, rounds: list[dict[str, float]]) -
         # The stages are those of one round, the median one: so they add up.
         middle = sorted(rounds, key=lambda figures: figures[direction])[len(rounds) // 2]
         total = middle[direction]
-        shown = {part: middle[f"{direction} {part}"] for part in parts if part != "filter" or codec.restores}
+        shown = {part: middle[f"{direction} {part}"] for part in parts if part != "filter" or codec.has_filter}
         print(
             f"{direction:10} {total:.3f} s (fastest {min(r[direction] for r in rounds):.3f}, "
             f"CPU {middle[direction + ' cpu']:.2f}): "

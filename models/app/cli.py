@@ -535,7 +535,7 @@ def _export(model: str, args: argparse.Namespace) -> int:
         )
     card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
     card |= weights.read_metadata(path)
-    with exact.any_algorithm(True if args.gpu else None):
+    with exact.algorithm_independent(True if args.gpu else None):
         if args.tflite:
             from models.app import tflite
 
@@ -551,7 +551,7 @@ def _train(model: str, args: argparse.Namespace) -> int:
     from train.options import fit_options
     from train.pjrt import options as pjrt_options
 
-    outside = pjrt_options.is_wanted(args)
+    outside = pjrt_options.uses_pjrt(args)
     options = pjrt_options.pjrt_fit_options(args) if outside else fit_options(args)
     from train.fit import fit
 
@@ -561,7 +561,7 @@ def _train(model: str, args: argparse.Namespace) -> int:
     def build():
         codec = entry.codec.for_training(args)
         if getattr(args, "restoration", False):
-            codec.add_filters()
+            codec.enable_filter()
         return codec
 
     if outside:

@@ -16,7 +16,7 @@ import numpy as np
 from models.codec.distortion import KINDS
 from models.codec.lambdas import check_lambdas, numbers
 from models.io.errors import UserError
-from train.pjrt.options import is_wanted
+from train.pjrt.options import uses_pjrt
 
 if TYPE_CHECKING:
     from models.codec import Codec
@@ -61,7 +61,7 @@ class Flags:
 
     @staticmethod
     def add_start_flag(parser) -> None:
-        """Adds --start, for models with a `start_linear`."""
+        """Adds --start, for models with a `init_pca`."""
         parser.add_argument(
             "--start",
             choices=("linear", "random"),
@@ -111,22 +111,22 @@ class Flags:
         fixed = getattr(args, "fix", None)
         if fixed and not args.init_weights:
             raise UserError(f"--fix {fixed}: name the weights whose {fixed} is to stay with --init_weights")
-        if fixed == "latents" and is_wanted(args):
+        if fixed == "latents" and uses_pjrt(args):
             raise UserError("--fix latents: chooses symbols in TensorFlow; leave out --runtime pjrt")
 
     @classmethod
     def for_training(cls, args) -> Codec:
         """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
         if args.init_weights:
-            codec = cls.begun(args.init_weights, lmbda=args.lmbda)
+            codec = cls.from_checkpoint(args.init_weights, lmbda=args.lmbda)
             if getattr(args, "fix", None) == "latents":
-                codec.learn_from_files(args.init_weights)
+                codec.distil_from(args.init_weights)
             else:
-                codec.fix(getattr(args, "fix", None))
+                codec.freeze(getattr(args, "fix", None))
             return codec
         codec = cls(cls.entry.presets[args.preset], **({} if args.lmbda is None else {"lmbda": args.lmbda}))
         if getattr(args, "start", None) == "linear":
-            codec.start_linear()
+            codec.init_pca()
         return codec
 
     @classmethod

@@ -75,7 +75,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
             image, *values = check_batch(image, *controls.values())
             controls = dict(zip(controls, values))
             height, width, image = check_size(*tf.unstack(shape[:3]), image)
-        data, tensors = codec.rate_control.of_request((shape[0], height, width), **controls)
+        data, tensors = codec.rate_control.graph_from_args((shape[0], height, width), **controls)
         header = container_ops.headers(codec.entry.model_id, codec.weights_id, height, width, data)
         payload, mark = codec._encode(image, header, tensors)
         return container_ops.pack(header, payload, mark)
@@ -103,7 +103,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
         lengths = tf.cast(tf.strings.length(parts.payload), tf.int64)
         fits = tf.size(lengths, tf.int64) * tf.reduce_max(lengths) <= STREAM_BYTES + STREAM_BYTES_PER_PIXEL * max_pixels
         (payload,) = require(fits, "a stream is longer than any of such a picture", parts.payload)
-        return (payload, parts.header, size, codec.rate_control.of_stream(parts.controls)), parts.fingerprint
+        return (payload, parts.header, size, codec.rate_control.graph_from_header(parts.controls)), parts.fingerprint
 
     def verified(mark, fingerprint, value):
         message = "damaged stream: the decoded symbols are not those that were coded"

@@ -20,7 +20,7 @@ from models.codec import registry, weights
 from models.codec.distortion import KINDS, MS_SSIM, MSE, distortion, ms_ssim
 from models.codec.lambdas import at_quality, check_lambdas
 from models.codec.rate_control import QualityLevels, RateControl
-from models.codec.variables import in_corner, through_float16, variables_by_path, without_initialisers
+from models.codec.variables import pad_with, through_float16, variables_by_path, without_initialisers
 from models.entropy import container, rans, tables
 from models.entropy.coders import (
     EntropyModels,
@@ -34,7 +34,7 @@ from models.entropy.coders import (
 )
 from models.io.errors import UserError, one_line
 from models.tools import restoration
-from models.tools.rdoq import Graphs, better_symbols
+from models.tools.rdoq import Graphs, optimise_symbols
 from models.tools.refine import Refiner, check_refinable
 from models.tools.target_size import largest_within
 from transforms import exact, tiling
@@ -81,7 +81,7 @@ class Codec(Flags, tf.keras.Model):
     #: Whether `compress` can refine latents: `analyse` gives one tensor of latents, and `losses` are of
     #: `rate_distortion` alone.
     refinable = False
-    #: The row of the tables from which the Gaussians are, with which filters are coded (`restores`).
+    #: The row of the tables from which the Gaussians are, with which filters are coded (`has_filter`).
     gaussians = 0
     #: Side of the tiles in which pictures are worked through, in pixels; None: as `transforms.tiling` sees fit.
     tile: int | None = None
@@ -103,11 +103,11 @@ class Codec(Flags, tf.keras.Model):
         self.path: str | None = None  # of the weights file, if loaded from one
         self.decodes = True  # False if it has been loaded without the synthesis
         self._entropy_models: EntropyModels | None = None
-        self.fixed: str | None = None  # the part that `fix` has fixed
+        self.frozen: str | None = None  # the part that `fix` has fixed
         self._sender: Callable | None = None  # `_sent_as_files` of the codec whose symbols this one learns from
         self._refiner: Refiner | None = None
-        self.graphs_of_choice = Graphs(self)  # for `better_symbols`
-        self.distortion = MSE  # what losses weigh against bits: see `judge_by`
+        self.rdoq_graphs = Graphs(self)  # for `optimise_symbols`
+        self.distortion = MSE  # what losses weigh against bits: see `set_distortion`
         self._track(self.metric_names)
 
     # ---- what a model gives -------------------------------------------------------------------------------------
@@ -125,13 +125,13 @@ class Codec(Flags, tf.keras.Model):
         raise NotImplementedError
 
     @property
-    def restores(self) -> bool:
+    def has_filter(self) -> bool:
         """Whether files hold a filter for their image (`models/tools/restoration.py`): if the configuration says so."""
         return getattr(self.config, "restoration", False)
 
     @property
     def compensation(self) -> float:
-        """How much a second analysis makes up for in files, see `analyse_twice`: what the configuration says."""
+        """How much a second analysis makes up for in files, see `refine_analysis`: what the configuration says."""
         return getattr(self.config, "compensation", 0.0)
 
     @property
@@ -139,11 +139,11 @@ class Codec(Flags, tf.keras.Model):
         """The move penalty of RDOQ, see `models/tools/rdoq.py`; 0 where no symbol moves."""
         return getattr(self.config, "rdoq", 0.0)
 
-    def add_filters(self) -> None:
+    def enable_filter(self) -> None:
         """Lets the files of a codec that is trained hold filters; of one whose configuration has `restoration`."""
         self.config = dataclasses.replace(self.config, restoration=True)
 
-    def judge_by(self, kind: str) -> None:
+    def set_distortion(self, kind: str) -> None:
         """From now on losses are of that distortion, one of `models.codec.distortion.KINDS`.
 
         Filters, compensation and `rdoq` are for squared errors: the files of weights for another distortion have none.
@@ -162,7 +162,7 @@ class Codec(Flags, tf.keras.Model):
         self.metric_names = tuple(names)
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
-    def start_linear(self) -> None:
+    def init_pca(self) -> None:
         """Lets untrained transforms begin as a linear one, where a model can; see `transforms/starts/linear.py`."""
         raise NotImplementedError
 
@@ -188,7 +188,7 @@ class Codec(Flags, tf.keras.Model):
     def from_settings(cls, config, settings: Mapping[str, str]) -> Codec:
         """A codec of a configuration and its `settings`; ValueError or UserError if they are none."""
         codec = cls(config, lmbda=[float(value) for value in settings.get("lambda", "").split(",")])
-        codec.judge_by(settings.get("distortion", MSE))
+        codec.set_distortion(settings.get("distortion", MSE))
         return codec
 
     def transmit(self, coder, images=None, shape=None, **controls):
@@ -240,7 +240,7 @@ class Codec(Flags, tf.keras.Model):
 
     def _rate_coder(self, training: bool):
         if training:
-            kind = {None: TrainingRate, "encoder": HardRate, "decoder": SoftRate}[self.fixed]
+            kind = {None: TrainingRate, "encoder": HardRate, "decoder": SoftRate}[self.frozen]
             return kind(self.entropy_models)
         return FloatRate(self.entropy_models) if self.bank is None else TableRate(self.bank)
 
@@ -249,17 +249,17 @@ class Codec(Flags, tf.keras.Model):
 
         controls: as `transmit` has them, such as a quality; those of `rate_control` without a wish by default.
 
-        With training=False latents are rounded; once tables exist (`prepare`, `load`) the entropy networks run in
+        With training=False latents are rounded; once tables exist (`calibrate`, `load`) the entropy networks run in
         integers and the bits are those of the tables, so that estimates and files agree.
         """
         images = tf.cast(images, tf.float32)
         shape = tf.shape(images)
-        controls = self.pad_controls(controls or self.rate_control.of_wish(shape[:3])[1])
+        controls = self.pad_controls(controls or self.rate_control.from_args(shape[:3])[1])
         padded = self.pad(images)
         learns = self._sender is not None and self.bank is None  # from files; once it has tables it makes its own
         latents, coder = self._sender(padded, controls) if learns else self._sent(padded, controls, training)
         reconstruction = self.reconstruct(latents)[:, : shape[1], : shape[2]]
-        if self.restores and coder.exact and not learns:
+        if self.has_filter and coder.exact and not learns:
             coefficients = self._fit_filter(coder, images, reconstruction, controls)
             reconstruction = restoration.apply(reconstruction, coefficients)
         if not training:
@@ -270,9 +270,9 @@ class Codec(Flags, tf.keras.Model):
         """Decoded latents of padded pictures, and what has counted their bits."""
         coder = self._rate_coder(training)
         if coder.exact:
-            analysed = self.analyse_for_file(padded, controls)
+            analysed = self.analyse_for_encoding(padded, controls)
         else:
-            analysed = self.analyse(padded, **controls) if training else self.analyse_twice(padded, controls)
+            analysed = self.analyse(padded, **controls) if training else self.refine_analysis(padded, controls)
         return self.code(coder, analysed, tf.shape(padded)[:3], **controls), coder
 
     def _sent_as_files(self, padded: tf.Tensor, controls: dict[str, tf.Tensor]):
@@ -339,7 +339,7 @@ class Codec(Flags, tf.keras.Model):
         """
         return tf.ones([])
 
-    def unrounded(self, analysed, **controls):
+    def unquantised(self, analysed, **controls):
         """The latents that `code` would return if nothing were rounded. For compensation."""
         return analysed
 
@@ -393,7 +393,7 @@ class Codec(Flags, tf.keras.Model):
     def test_step(self, data):
         return self._update(self.losses(self.batch(data), training=False))
 
-    def fix(self, part: str | None, sender: Codec | None = None) -> None:
+    def freeze(self, part: str | None, sender: Codec | None = None) -> None:
         """From now on trains one part for the others, each with what only works for it.
 
         Args:
@@ -407,7 +407,7 @@ class Codec(Flags, tf.keras.Model):
         """
         if (part == "latents") != (sender is not None):
             raise ValueError("latents need a sender, and only these")
-        self.fixed = part
+        self.frozen = part
         # A method, which Keras does not take for a part of this model as it would the codec.
         self._sender = None if sender is None else sender._sent_as_files
 
@@ -415,12 +415,12 @@ class Codec(Flags, tf.keras.Model):
     def trainable_weights(self) -> list[tf.Variable]:
         """What training changes: the variables of densities and transforms, less those of a part that is fixed."""
         found = super().trainable_weights
-        if self.fixed is None:
+        if self.frozen is None:
             return found
-        parts = self.decoder_parts if self.fixed == "latents" else self.encoder_parts
+        parts = self.decoder_parts if self.frozen == "latents" else self.encoder_parts
         variables = self.named_variables().items()
         among = {v.ref() for name, v in variables if name.split("/")[0] in parts}
-        return [v for v in found if (v.ref() in among) == (self.fixed != "encoder")]
+        return [v for v in found if (v.ref() in among) == (self.frozen != "encoder")]
 
     # ---- variables and tables: what a weights file holds ------------------------------------------------------------
 
@@ -434,7 +434,7 @@ class Codec(Flags, tf.keras.Model):
             self(tf.zeros([1, *self.stride, 3]), training=True)
             return
         # A sender has to see what a receiver will.
-        synthesis = synthesis or self.restores or self.compensation > 0 or self.rdoq > 0
+        synthesis = synthesis or self.has_filter or self.compensation > 0 or self.rdoq > 0
         self.decodes = synthesis
         parts = () if synthesis else (getattr(self, name, None) for name in self.decoder_parts)
         skipped = {id(module) for part in parts if part is not None for module in (part, *part.submodules)}
@@ -449,7 +449,7 @@ class Codec(Flags, tf.keras.Model):
         found = variables_by_path(self)
         return {name: v for name, v in found.items() if not name.startswith(("trackers/", "coder/", "traced/"))}
 
-    def prepare(self, images: np.ndarray) -> None:
+    def calibrate(self, images: np.ndarray) -> None:
         """Derives what coding needs from the trained weights: the tables and the integer form of the entropy networks.
 
         Weights are rounded to float16 first, since that is how they are stored. Tables are fitted to the symbols that
@@ -469,11 +469,11 @@ class Codec(Flags, tf.keras.Model):
                 self.code(coder, analyse(pictures, chosen), tf.shape(pictures)[:3], **chosen)
 
         with exact.calibrating(self.submodules):
-            show_all(TableRate(self.bank), self.analyse_twice)
+            show_all(TableRate(self.bank), self.refine_analysis)
         # Rounded latents are not quite the Gaussians of their noisy selves.
         counter = SymbolCount(self.bank)
         # A graph takes a half of the time that choosing symbols takes without.
-        show_all(counter, tf.function(self.analyse_for_file, autograph=False, reduce_retracing=True))
+        show_all(counter, tf.function(self.analyse_for_encoding, autograph=False, reduce_retracing=True))
         self._set_bank(self.bank.fitted(counter.counts))
         self.weights_id = weights.fingerprint(self.tensors())
 
@@ -490,7 +490,7 @@ class Codec(Flags, tf.keras.Model):
         self._coder = None
         self._refiner = None
         self._traced = {}
-        self.graphs_of_choice = Graphs(self)
+        self.rdoq_graphs = Graphs(self)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All that a weights file holds, by name: float16 weights, integer networks, tables (`bank/...`)."""
@@ -504,7 +504,7 @@ class Codec(Flags, tf.keras.Model):
         return result
 
     def save(self, path, metadata: dict[str, str] | None = None) -> None:
-        """Writes a weights file that `load` reads; `prepare` first.
+        """Writes a weights file that `load` reads; `calibrate` first.
 
         Args:
           path: ends in .safetensors by custom.
@@ -512,14 +512,14 @@ class Codec(Flags, tf.keras.Model):
 
         Raises:
           ValueError: no tables yet; or these are not the tensors that `weights_id` names, for training went on since
-            `prepare`, or `load` left out what coding does not need.
+            `calibrate`, or `load` left out what coding does not need.
         """
         if self.bank is None:
-            raise ValueError("prepare() the codec before saving it: coding needs its tables")
+            raise ValueError("calibrate() the codec before saving it: coding needs its tables")
         tensors = self.tensors()
         if weights.fingerprint(tensors) != self.weights_id:
             raise ValueError(
-                "prepare() the codec again before saving it: it has learnt since, or was loaded to code, without the "
+                "calibrate() the codec again before saving it: it has learnt since, or was loaded to code, without the "
                 "weights that only training needs (weights.annotate changes the header of a file)"
             )
         header = {
@@ -551,7 +551,7 @@ class Codec(Flags, tf.keras.Model):
     def coder(self) -> rans.RansCoder:
         """The tables in the form the coder looks them up."""
         if self.bank is None:
-            raise ValueError("no tables yet: prepare() the codec or load trained weights")
+            raise ValueError("no tables yet: calibrate() the codec or load trained weights")
         if self._coder is None:
             self._coder = rans.RansCoder(self.bank)
         return self._coder
@@ -573,7 +573,7 @@ class Codec(Flags, tf.keras.Model):
           refine: so many steps of gradient descent on its latents, for a smaller or better file in much more time; see
             `models/tools/refine.py`. Imports TFC, and reads the weights file again. Two runs may differ in some
             symbols, as threads add gradients up in any order.
-          controls: see `RateControl.of_wish`.
+          controls: see `RateControl.from_args`.
 
         Raises:
           UserError: the model has no such control, or it is out of range; or `refine` where the model cannot, or the
@@ -592,10 +592,10 @@ class Codec(Flags, tf.keras.Model):
         batch, height, width, _ = images.shape
         if refine:
             check_refinable(self, refine, batch, height, width)
-        unknown = controls.keys() - inspect.signature(self.rate_control.of_wish).parameters
+        unknown = controls.keys() - inspect.signature(self.rate_control.from_args).parameters
         if unknown:
             raise UserError(f"{self.entry.name} has no control named {', '.join(sorted(unknown))}")
-        packed, tensors = self.rate_control.of_wish((batch, height, width), **controls)
+        packed, tensors = self.rate_control.from_args((batch, height, width), **controls)
         header = container.Header(self.entry.model_id, self.weights_id, height, width, packed)
         inputs = tf.constant(images), tf.constant(container.header_bytes(header)), tensors
         if self._traced and not refine:
@@ -612,21 +612,21 @@ class Codec(Flags, tf.keras.Model):
         coder, original = LatentCoder(stream), images
         images, controls = self.pad(images), self.pad_controls(controls)
         if refine:
-            analysed = self._refine(images, self.analyse_twice(images, controls), refine, controls)
+            analysed = self._refine(images, self.refine_analysis(images, controls), refine, controls)
         else:
-            analysed = self.analyse_for_file(images, controls)
+            analysed = self.analyse_for_encoding(images, controls)
         latents = self.code(coder, analysed, tf.shape(images)[:3], **controls)
-        if self.restores:
+        if self.has_filter:
             self._fit_filter(coder, original, self._picture(latents, None, tf.shape(original)[1:3]), controls)
         return stream.finish(), stream.fingerprint(header)
 
     def _refine(self, images: tf.Tensor, analysed: tf.Tensor, steps: int, controls: dict) -> tf.Tensor:
         if self._refiner is None:
-            self._refiner = Refiner(self, self.in_training_form())
+            self._refiner = Refiner(self, self.training_form())
         # Symbols are chosen behind it: what steps settle on is the nearest integer to where they end.
-        return better_symbols(self, images, self._refiner(images, analysed, steps, controls), controls)
+        return optimise_symbols(self, images, self._refiner(images, analysed, steps, controls), controls)
 
-    def in_training_form(self) -> Codec:
+    def training_form(self) -> Codec:
         """This codec with the variables of training, from its file; one that was trained just now is that itself."""
         return self if self.path is None else load_for_training(self.path)
 
@@ -640,11 +640,11 @@ class Codec(Flags, tf.keras.Model):
         decoded = self.reconstruct_in_tiles(latents)[:, : size[0], : size[1]]
         return decoded if coefficients is None else restoration.apply(decoded, coefficients)
 
-    def analyse_for_file(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
-        """`analyse_twice` of padded pictures [B, H, W, 3], and better symbols (`models/tools/rdoq.py`)."""
-        return better_symbols(self, images, self.analyse_twice(images, controls), controls)
+    def analyse_for_encoding(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
+        """`refine_analysis` of padded pictures [B, H, W, 3], and better symbols (`models/tools/rdoq.py`)."""
+        return optimise_symbols(self, images, self.refine_analysis(images, controls), controls)
 
-    def analyse_twice(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
+    def refine_analysis(self, images: tf.Tensor, controls: dict[str, tf.Tensor]):
         """`analyse` of padded pictures [B, H, W, 3], and once more of what the synthesis would leave out of them.
 
         The transforms are not each other's inverse: without any rounding the synthesis gives another picture, and at
@@ -656,7 +656,7 @@ class Codec(Flags, tf.keras.Model):
         if not self.compensation:
             return analysed
         images = tf.cast(images, tf.float32)
-        missing = images - self.reconstruct_in_tiles(self.unrounded(analysed, **controls))
+        missing = images - self.reconstruct_in_tiles(self.unquantised(analysed, **controls))
         again = self.analyse_in_tiles(images + self.compensation * missing, controls)
         return tf.where(tf.abs(analysed * self.symbol_scale(**controls)) > 0.5, again, analysed)
 
@@ -707,7 +707,7 @@ class Codec(Flags, tf.keras.Model):
         coder = LatentCoder(stream)
         latents = self.transmit(coder, shape=(batch, *self.padded_size(size[0], size[1])), **controls)
         # Behind all groups: who asks for the first has no filter, and its picture is but a preview.
-        if not self.restores or "groups" in controls:
+        if not self.has_filter or "groups" in controls:
             return latents, None
         return latents, restoration.code(coder, None, batch, self.gaussians)
 
@@ -796,7 +796,7 @@ class Codec(Flags, tf.keras.Model):
         """Header, payload, fingerprint and controls of a file. StreamError unless it is of this model and weights."""
         header, payload, fingerprint = container.unpack(data, partial=partial)
         self.check_header(header)
-        return header, payload, fingerprint, self.rate_control.of_bytes(header.controls)
+        return header, payload, fingerprint, self.rate_control.from_header(header.controls)
 
     def latent_outputs(self) -> dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]]:
         """What can be told of the latents of a batch of files besides the pictures: functions of the latents.
@@ -805,35 +805,35 @@ class Codec(Flags, tf.keras.Model):
         """
         return {}
 
-    def begin_with(self, before: Codec, widen: bool = False) -> Codec:
+    def warm_start(self, before: Codec, widen: bool = False) -> Codec:
         """Makes the training variables and gives those that `before` has, too, its values; the others are new.
 
         widen: variables may have more channels than those of `before`, whose values go to the first.
         """
         self.build_variables(training=True)
         if before.distortion != self.distortion:
-            self.judge_by(before.distortion)
-        self.take_over(before.named_variables(), widen)
+            self.set_distortion(before.distortion)
+        self.load_matching(before.named_variables(), widen)
         return self
 
-    def take_over(self, trained: Mapping[str, tf.Variable], widen: bool = False) -> None:
-        """Gives the variables that are among these by name their values; widen: as of `begin_with`."""
+    def load_matching(self, trained: Mapping[str, tf.Variable], widen: bool = False) -> None:
+        """Gives the variables that are among these by name their values; widen: as of `warm_start`."""
         for name, variable in self.named_variables().items():
             if name in trained:
                 value = trained[name]
-                variable.assign(in_corner(value, variable) if widen else value)
+                variable.assign(pad_with(value, variable) if widen else value)
 
-    def for_several(self, lambdas: Sequence[float]) -> Codec:
+    def to_variable_rate(self, lambdas: Sequence[float]) -> Codec:
         """A codec for several λ to train, which does at this one's λ what this one does; UserError if there is none."""
         raise UserError(f"weights of one λ of {self.entry.name} cannot go on with {len(lambdas)}")
 
     @classmethod
-    def begun(cls, path, lmbda: float | Sequence[float] | None = None) -> Codec:
+    def from_checkpoint(cls, path, lmbda: float | Sequence[float] | None = None) -> Codec:
         """`load_for_training` of weights of this model. UserError if they are of another."""
         weights.check_model(path, cls.entry.name)
         return load_for_training(path, lmbda=lmbda)
 
-    def learn_from_files(self, path) -> None:
+    def distil_from(self, path) -> None:
         """`fix` of the latents, with symbols as files of a weights file have them: the one that this codec began with.
 
         UserError if that has not as many λ.
@@ -842,7 +842,7 @@ class Codec(Flags, tf.keras.Model):
         if len(sender.lambdas) != len(self.lambdas):
             raise UserError(f"{path}: its files are of {len(sender.lambdas)} λ, and --lambda has {len(self.lambdas)}")
         sender.lambdas = self.lambdas
-        self.fix("latents", sender)
+        self.freeze("latents", sender)
 
     def check_header(self, header: container.Header) -> None:
         """StreamError unless the stream is of this model and of these weights."""
@@ -874,7 +874,7 @@ def load(path, synthesis: bool = True) -> Codec:
 def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Codec:
     """The codec of a weights file, to go on training from: without tables and integers, which belong to these weights.
 
-    lmbda: λ to train with; that of the file by default. Several where the file has one: see `Codec.for_several`.
+    lmbda: λ to train with; that of the file by default. Several where the file has one: see `Codec.to_variable_rate`.
 
     Raises UserError as `load` does, or if the file has several λ and not as many.
     """
@@ -884,7 +884,7 @@ def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Cod
         return codec
     lambdas = check_lambdas(lmbda)
     if len(codec.lambdas) == 1 < len(lambdas):
-        return codec.for_several(lambdas)
+        return codec.to_variable_rate(lambdas)
     if len(lambdas) != len(codec.lambdas):
         raise UserError(f"{path}: has {len(codec.lambdas)} λ, and cannot go on with {len(lambdas)}")
     codec.lambdas = lambdas

@@ -100,7 +100,7 @@ class QualityMaps(RateControl):
     qualities = np.linspace(0, 1, 257)
     request_specs = encode_specs = {"quality_map": tf.TensorSpec([None, None, None, 1], tf.float32)}
 
-    def of_wish(self, shape, quality: float | None = None, quality_map=None):
+    def from_args(self, shape, quality: float | None = None, quality_map=None):
         """See `RateControl`.
 
         Args:
@@ -115,7 +115,7 @@ class QualityMaps(RateControl):
         moved = as_maps(quality_map, shape) + np.float32(2 * quality - 1)
         return b"", {"quality_map": tf.clip_by_value(moved, 0.0, 1.0)}
 
-    def of_request(self, shape, quality_map=None):
+    def graph_from_args(self, shape, quality_map=None):
         """See `RateControl`. quality_map: float32 [B, h, w, 1] in 0..1 of any size; None: 0.5 everywhere."""
         if quality_map is None:
             quality_map = tf.fill([shape[0], 1, 1, 1], 0.5)
@@ -124,7 +124,7 @@ class QualityMaps(RateControl):
         fits = all(isinstance(n, int) for n in shape[1:]) and tuple(quality_map.shape[1:3]) == tuple(shape[1:])
         if not fits:  # TensorFlow Lite, where sizes are fixed, cannot resize like this
             quality_map = tf.clip_by_value(tf.image.resize(quality_map, shape[1:], antialias=True), 0.0, 1.0)
-        data, _ = super().of_request(shape)
+        data, _ = super().graph_from_args(shape)
         return data, {"quality_map": quality_map}
 
     def for_calibration(self, shape):

@@ -23,7 +23,7 @@ class RateControl:
     qualities: np.ndarray = np.array([])
     #: How many control bytes a file has.
     control_bytes = 0
-    #: What a served request says of each picture besides its pixels: the inputs of `of_request`.
+    #: What a served request says of each picture besides its pixels: the inputs of `graph_from_args`.
     request_specs: dict[str, tf.TensorSpec] = {}
     #: Dtypes and shapes of the tensors that compressing takes, and of those that decompressing does.
     encode_specs: dict[str, tf.TensorSpec] = {}
@@ -38,7 +38,7 @@ class RateControl:
         if not self.qualities[0] <= quality <= self.qualities[-1]:
             raise UserError(f"quality {quality:g} is not within {self.qualities[0]:g} to {self.qualities[-1]:g}")
 
-    def of_wish(self, shape, quality: float | None = None) -> tuple[bytes, dict[str, tf.Tensor]]:
+    def from_args(self, shape, quality: float | None = None) -> tuple[bytes, dict[str, tf.Tensor]]:
         """What is wished for pictures of a shape (B, H, W): control bytes, and the tensors to compress with.
 
         quality: one of `qualities`, the middle by default.
@@ -49,21 +49,21 @@ class RateControl:
         self.check_quality(quality)
         return b"", {}
 
-    def of_bytes(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
+    def from_header(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
         """The tensors to decompress with, of a file's control bytes. StreamError if they are none of this model's."""
         if data:
             raise _not_ours()
         return {}
 
-    def of_request(self, shape) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """`of_wish` in a graph, for each picture: control bytes uint8 [B, n], and the tensors.
+    def graph_from_args(self, shape) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """`from_args` in a graph, for each picture: control bytes uint8 [B, n], and the tensors.
 
         It takes the inputs of `request_specs` by name, all or none; InvalidArgumentError if one is out of range.
         """
         return tf.zeros([shape[0], 0], tf.uint8), {}
 
-    def of_stream(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`of_bytes` in a graph: uint8 [B, n]. InvalidArgumentError if they are none of this model's."""
+    def graph_from_header(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`from_header` in a graph: uint8 [B, n]. InvalidArgumentError if they are none of this model's."""
         return {}
 
     def for_calibration(self, shape) -> dict[str, np.ndarray]:
@@ -84,20 +84,20 @@ class QualityLevels(RateControl):
     def __init__(self, levels: int):
         self.qualities = 1 + np.arange((levels - 1) * STEPS + 1) / STEPS
 
-    def of_wish(self, shape, quality: float | None = None):
+    def from_args(self, shape, quality: float | None = None):
         self.check_quality(quality)
         step = (self.qualities.size - 1) / 2 if quality is None else (quality - 1) * STEPS
         data = bytes([round(step)])
-        return data, self.of_bytes(data, shape[0])
+        return data, self.from_header(data, shape[0])
 
-    def of_bytes(self, data: bytes, batch: int = 1):
+    def from_header(self, data: bytes, batch: int = 1):
         if len(data) != 1 or data[0] >= self.qualities.size:
             raise _not_ours()
         return {"quality": tf.fill([batch], data[0])}
 
-    def of_request(self, shape, quality=None):
+    def graph_from_args(self, shape, quality=None):
         if quality is None:
-            data, tensors = self.of_wish(shape)
+            data, tensors = self.from_args(shape)
             return tf.fill([shape[0], 1], tf.constant(data[0], tf.uint8)), tensors
         low, high = self.qualities[0], self.qualities[-1]
         within = (quality >= low) & (quality <= high)
@@ -105,7 +105,7 @@ class QualityLevels(RateControl):
         step = tf.cast(tf.round((quality - 1) * STEPS), tf.int32)
         return tf.cast(step[:, None], tf.uint8), {"quality": step}
 
-    def of_stream(self, data: tf.Tensor):
+    def graph_from_header(self, data: tf.Tensor):
         (step,) = require(data < self.qualities.size, "damaged stream (control bytes)", data[:, 0])
         return {"quality": tf.cast(step, tf.int32)}
 

@@ -43,7 +43,7 @@ def through_float16(value: np.ndarray) -> np.ndarray:
     return np.clip(value, -limit, limit).astype(np.float16).astype(np.float32)
 
 
-def in_corner(value: tf.Variable, around: tf.Variable) -> np.ndarray:
+def pad_with(value: tf.Variable, around: tf.Variable) -> np.ndarray:
     """`around`, in no dimension smaller than `value`, with `value` in its first rows, columns and so on."""
     whole = around.numpy()
     whole[tuple(map(slice, value.shape))] = value.numpy()

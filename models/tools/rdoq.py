@@ -35,7 +35,7 @@ EAGER, STEP = 0.6, 0.06
 MEMORY, RISE, MOST = 0.3, 0.04, 0.7
 
 
-def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
+def optimise_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
     """Latents of which some have moved to the next symbol, where that is better by rate and distortion.
 
     What a move of one step does to λ times the squared error is estimated as its slope there and some bits of
@@ -60,9 +60,9 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
     eager = tf.executing_eagerly()
     whole = eager and (codec.effort >= GRAPH_FROM or tf.size(images) > 3 * tiling.LARGE)
     if whole:
-        one = codec.graphs_of_choice.round
+        one = codec.rdoq_graphs.round
     elif eager and codec.effort >= GRADIENT_GRAPH_FROM:
-        one = functools.partial(_round, codec, codec.graphs_of_choice.gradients)
+        one = functools.partial(_round, codec, codec.rdoq_graphs.gradients)
     else:
         one = functools.partial(_round, codec, functools.partial(_gradients, codec))
 
@@ -70,7 +70,7 @@ def better_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict
         loss, moved, slopes = one(images, latents, controls, turn, bits[turn], memory[turn], slopes)
         return turn + 1, moved, slopes, *_better(latents, loss, best, least)
 
-    slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(analysed, **controls))
+    slopes = tf.nest.map_structure(tf.zeros_like, codec.unquantised(analysed, **controls))
     state = (tf.constant(0), analysed, slopes, analysed, tf.fill(tf.shape(images)[:1], np.inf))
     if eager:
         for _ in codec.progress(range(codec.effort)):
@@ -146,7 +146,7 @@ def _round(codec, gradients_of, images: tf.Tensor, analysed: tf.Tensor, controls
     given = [latent for latent, *_ in coder.passes]
     gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], slopes)
     moves = [coder.moves(*one, gradient, bits) for one, gradient in zip(coder.passes, gradients, strict=True)]
-    moves = [tf.where(_turn_of(move, turn), move, 0.0) for move in moves]
+    moves = [tf.where(checkerboard_mask(move, turn), move, 0.0) for move in moves]
     # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
     gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
     return loss, tf.ensure_shape(analysed + tape.gradient(given, analysed, moves) / gains**2, analysed.shape), slopes
@@ -169,7 +169,7 @@ def _loss_of(codec, images: tf.Tensor, restored: tf.Tensor, coder, controls) -> 
     return codec.rate_distortion(tf.cast(images, tf.float32), tf.clip_by_value(restored, 0.0, 255.0), bpp, **controls)
 
 
-def _turn_of(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+def checkerboard_mask(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     """Which latents [B, H, W, C] may move in a turn, bool [H, W, C]: neighbours take turns, as on a checkerboard."""
     rows, columns, channels = (tf.range(size) for size in tf.unstack(tf.shape(latents)[1:]))
     return (rows[:, None, None] + columns[:, None] + channels + turn) % 2 == 0
@@ -178,7 +178,7 @@ def _turn_of(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
 def _restored(codec, images: tf.Tensor, decoded, weights: tf.Tensor) -> tf.Tensor:
     """Pictures behind the filters that their files will hold: what counts is their error there."""
     pictures = codec.reconstruct(decoded)
-    if not codec.restores:
+    if not codec.has_filter:
         return pictures
     return restoration.apply(pictures, restoration.fit(images, tf.stop_gradient(pictures), weights)[0])
 

@@ -45,7 +45,7 @@ class Refiner:
 
     Args:
       codec: that is to write them.
-      trained: the same with the variables of training, as of `Codec.in_training_form`: gradients are of its float form.
+      trained: the same with the variables of training, as of `Codec.training_form`: gradients are of its float form.
     """
 
     def __init__(self, codec, trained):

@@ -60,7 +60,7 @@ def test_a_difference_under_jax_is_seen(path, integer_results, jax_python, tmp_p
 def test_weights_of_several_rates_run_at_their_middle_quality(crop):
     codec = ELIC(Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16), (0.003, 0.01, 0.03))
     codec.build_variables(training=True)
-    codec.prepare(crop(64, 64)[None])
+    codec.calibrate(crop(64, 64)[None])
 
     def symbols_of(step: int) -> np.ndarray:
         coder = Recorder()

@@ -169,7 +169,7 @@ def main() -> None:
         else:
             tf.keras.utils.set_random_seed(1)
             codec = MODELS[args.model](args.steps)
-            codec.prepare(np.stack(list(crops(64).as_numpy_iterator())))
+            codec.calibrate(np.stack(list(crops(64).as_numpy_iterator())))
             codec.save(weights)
             packed.write_bytes(gzip.compress(weights.read_bytes(), mtime=0))
         codec = load(weights)

@@ -35,7 +35,7 @@ def first_stage(crop, tmp_path_factory):
     tf.keras.utils.set_random_seed(3)
     codec = CWIC(TINY)
     codec.build_variables(training=True)
-    codec.prepare(np.stack([crop(64, 64), crop(64, 64, 200)]))
+    codec.calibrate(np.stack([crop(64, 64), crop(64, 64, 200)]))
     path = tmp_path_factory.mktemp("stage1") / "first.safetensors"
     codec.save(path)
     return path

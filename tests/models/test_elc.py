@@ -370,7 +370,7 @@ def test_training_goes_on_from_the_stage_before(run, eagerly, stages, classifier
         Path("photos", name).mkdir(parents=True)
         for n in range(2):
             Image.fromarray(crop(64, 80, 60 * n)).save(Path("photos", name, f"{n}.png"))
-    stages["base"].prepare(batch[0])
+    stages["base"].calibrate(batch[0])
     stages["base"].save("base.safetensors")
     classifier.save_file("classifier.safetensors")
     Classifier(classifier.widths, ("a", "b")).save_file("two.safetensors")

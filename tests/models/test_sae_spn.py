@@ -43,7 +43,7 @@ def files(crop, tmp_path_factory):
     paths = {}
     for variant, norm in (("sae", "instance"), ("swwae", "channel"), ("sae_spn", "channel")):
         codec = made(variant, config=dataclasses.replace(TINY, norm=norm))
-        codec.prepare(np.stack([crop(64, 64), crop(64, 64, 200)]))
+        codec.calibrate(np.stack([crop(64, 64), crop(64, 64, 200)]))
         paths[variant] = tmp_path_factory.mktemp(variant) / "tiny.safetensors"
         codec.save(paths[variant])
     return paths
@@ -74,7 +74,7 @@ def test_round_trip_is_what_was_estimated(codecs, crop, variant, height, width):
 
 def test_round_trip_without_normalisation(crop):
     codec = made("sae_spn", config=dataclasses.replace(TINY, norm="none"))
-    codec.prepare(np.stack([crop(64, 64), crop(64, 64, 200)]))
+    codec.calibrate(np.stack([crop(64, 64), crop(64, 64, 200)]))
     picture = crop(33, 70)
     decoded = codec.decompress(codec.compress(picture))
     assert np.abs(decoded.astype(int) - to_uint8(codec(picture[None])[0][0])).max() <= 1

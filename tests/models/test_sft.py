@@ -71,7 +71,7 @@ def test_the_map_is_not_sent(sft, picture):
     header, _, _ = container.unpack(sft.compress(picture, quality=0.9))
     assert header.controls == b"" and header.model_id == 2
     with pytest.raises(container.StreamError, match="control bytes"):
-        sft.rate_control.of_bytes(b"\1")
+        sft.rate_control.from_header(b"\1")
 
 
 def test_traced_files_are_the_same(sft_weights, picture):

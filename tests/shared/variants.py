@@ -20,7 +20,7 @@ def gain(path, folder, image, quality, before, after):
 
     def loss_and_rate(changes):
         codec = with_config(path, folder, **changes)
-        _, controls = codec.rate_control.of_wish([1, *image.shape[:2]], quality=quality)
+        _, controls = codec.rate_control.from_args([1, *image.shape[:2]], quality=quality)
         images = tf.cast(image[None], tf.float32)
         reconstruction, bits = codec(images, **controls)
         bpp = tf.add_n(list(bits.values())) / (image.shape[0] * image.shape[1])

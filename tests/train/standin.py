@@ -29,7 +29,7 @@ class TinyCodec(tf.keras.Model):
         super().__init__()
         self.config = TinyConfig(channels)
         self.lmbda = lmbda
-        self.fixed = None
+        self.frozen = None
         self.nan_at = nan_at
         self.nan_gradient_at = nan_gradient_at
         self.analysis = tf.keras.layers.Conv2D(channels, 4, strides=4, name="analysis")
@@ -45,8 +45,8 @@ class TinyCodec(tf.keras.Model):
     def settings(self):
         return {"lambda": str(self.lmbda)}
 
-    def fix(self, part):
-        self.fixed = part
+    def freeze(self, part):
+        self.frozen = part
 
     def call(self, images, training=False):
         latents = self.analysis(tf.cast(images, tf.float32) / 255)
@@ -78,7 +78,7 @@ class TinyCodec(tf.keras.Model):
             self.trackers[name].update_state(value)
         return {name: metric.result() for name, metric in self.trackers.items()}
 
-    def prepare(self, images):
+    def calibrate(self, images):
         self.calibrated_with = images
 
     def save(self, path, metadata=None):

@@ -225,7 +225,7 @@ def test_a_run_goes_on_with_the_codec_it_was_begun_with(options, tiny_codec, eac
     def other(part=None, name="tiny", **settings):
         codec = tiny_codec(**settings)
         codec.entry = SimpleNamespace(name=name)
-        codec.fix(part)
+        codec.freeze(part)
         return codec
 
     each_step.append(lambda step, model: pytest.fail("a step was trained"))
@@ -254,7 +254,7 @@ def test_what_a_codec_is(tiny_codec):
     assert (known["model"], known["lambda"], known["fix"]) == ("elic", "0.01,0.02", "nothing")
     assert set(known) > {f"config.{name}" for name in dataclasses.asdict(codec.config)}
     assert all(isinstance(value, str) for value in known.values())
-    codec.fix("encoder")
+    codec.freeze("encoder")
     assert fit.identity(codec)["fix"] == "encoder"
     assert fit.identity(tiny_codec()).keys() == {"model", "lambda", "fix", "config.channels"}
 
@@ -301,7 +301,7 @@ def test_a_full_memory_or_disk_is_one_line(options, tiny_codec, each_step, messa
 
 
 def test_other_errors_of_tensorflow_stay_what_they_are():
-    with pytest.raises(tf.errors.InvalidArgumentError), fit.errors_of_users():
+    with pytest.raises(tf.errors.InvalidArgumentError), fit.user_errors():
         tf.reshape(tf.zeros([3]), [2])
 
 

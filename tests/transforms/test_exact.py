@@ -158,7 +158,7 @@ def test_the_worst_input_is_summed_exactly(name, halves):
     exact_kernel = layer.kernel.numpy().astype(np.float64)
     expected = conv_float64(conv, x.astype(np.float64), exact_kernel) + layer.bias.numpy()
     assert expected.max() > EXACT / 4  # the range is made use of
-    with exact.any_algorithm(halves):
+    with exact.algorithm_independent(halves):
         np.testing.assert_array_equal(layer.accumulate(tf.constant(x, tf.float32)), expected)
 
 
@@ -174,7 +174,7 @@ def fft_convolution(conv, x, kernel):
 
 
 def test_an_algorithm_that_errs_gives_the_same_integers(monkeypatch):
-    """Inside `any_algorithm`; outside of it such sums are others, so that this test can fail."""
+    """Inside `algorithm_independent`; outside of it such sums are others, so that this test can fail."""
     conv, channels = Conv(8, 3), 160
     kernel = np.abs(random(*conv.kernel_shape(channels)))
     layer, _ = integer_layer(conv, channels, kernel, np.zeros(8), np.ones(channels), 255.0)
@@ -183,7 +183,7 @@ def test_an_algorithm_that_errs_gives_the_same_integers(monkeypatch):
     assert np.abs(expected).max() < EXACT
     monkeypatch.setattr(Conv, "__call__", fft_convolution)
     assert np.any(np.round(layer.accumulate(x)) != expected)
-    with exact.any_algorithm():
+    with exact.algorithm_independent():
         np.testing.assert_array_equal(layer.accumulate(x), expected)
 
 

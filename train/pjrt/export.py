@@ -37,7 +37,7 @@ from models.codec import Codec, registry, weights
 from models.io.errors import UserError
 from train.data import Crops, Source, open_data
 from train.devices import precision
-from train.fit import FINAL, calibration_patches, errors_of_users, other_run
+from train.fit import FINAL, calibration_patches, resume_mismatch, user_errors
 from train.optimizer import FusedAdam, make_optimizer
 from train.options import FitOptions
 from train.pjrt import options as pjrt_options
@@ -356,7 +356,7 @@ def read_state(directory: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray
 def import_state(directory: str | os.PathLike, codec: Codec) -> dict:
     """Gives a codec the weights (their moving average, if there is one) that a run has left.
 
-    `codec.prepare(images)` and `codec.save(path)` then make a weights file of them.
+    `codec.calibrate(images)` and `codec.save(path)` then make a weights file of them.
 
     Returns:
       The run's state.json.
@@ -391,7 +391,7 @@ def codec_of(directory: str | os.PathLike, entry: registry.Entry) -> tuple[Codec
 # --- the command line's `train --runtime pjrt` -------------------------------------------------------------
 
 
-@errors_of_users()
+@user_errors()
 def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions, args) -> str | None:
     """Does what the flags of `train/pjrt/options.py` ask for.
 
@@ -446,7 +446,7 @@ def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions
 
 
 def _facts(options: FitOptions) -> dict:
-    return {name: getattr(options, name) for name in pjrt_options.HEEDED_BY_EXPORT}
+    return {name: getattr(options, name) for name in pjrt_options.EXPORT_OPTIONS}
 
 
 def _export(directory: str, build: Callable[[], Codec], options: FitOptions) -> None:
@@ -483,7 +483,7 @@ def _check_same(directory: str, options: FitOptions, codec: Codec) -> None:
     before["configuration"], now["configuration"] = meta["config"], weights.config_to_json(codec.config)
     for name, value in now.items():
         if before.get(name) != value:
-            raise other_run(options.train_path, name, before.get(name), value)
+            raise resume_mismatch(options.train_path, name, before.get(name), value)
 
 
 def _run(directory: str, pictures: str, options: FitOptions, args, resume: bool) -> None:
@@ -545,7 +545,7 @@ def _import(directory: str, entry: registry.Entry, options: FitOptions, data: tu
     """
     codec, state = codec_of(directory, entry)
     source, crops = data
-    codec.prepare(calibration_patches(source, options))
+    codec.calibrate(calibration_patches(source, options))
     quality = _validate(codec, crops)
     print(f"{kind} pictures: " + "  ".join(f"{name} {value:.4f}" for name, value in quality.items()))
     path = os.path.join(options.train_path, FINAL)

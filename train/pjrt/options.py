@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 RUNTIMES = ("tf", "pjrt")
 
 #: Settings of TensorFlow's input pipeline and devices: the runner has its own.
-IDLE_IN_RUN = ("crops_per_image", "cache_gb", "strategy")
+IGNORED_OPTIONS = ("crops_per_image", "cache_gb", "strategy")
 #: All settings that an export and an import heed.
-HEEDED_BY_EXPORT = (
+EXPORT_OPTIONS = (
     *("batchsize", "patchsize", "optimizer", "learning_rate", "clipnorm", "ema"),
     *("mixed_precision", "seed"),
 )
-HEEDED_BY_IMPORT = (
+IMPORT_OPTIONS = (
     *("train_path", "train_glob", "tfds", "validation_glob", "validation_steps"),
     *("batchsize", "patchsize", "calibration"),
 )
@@ -59,7 +59,7 @@ def add_pjrt_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def is_wanted(args: argparse.Namespace) -> bool:
+def uses_pjrt(args: argparse.Namespace) -> bool:
     """Whether the flags ask for training outside TensorFlow, or a part of it.
 
     Raises:
@@ -101,11 +101,11 @@ def idle(options: FitOptions, args: argparse.Namespace) -> list[str]:
     fields = [f for f in dataclasses.fields(FitOptions) if f.default is not dataclasses.MISSING]
     given = [f.name for f in fields if getattr(options, f.name) != f.default]
     if args.import_state:
-        return [name for name in given if name not in HEEDED_BY_IMPORT]
+        return [name for name in given if name not in IMPORT_OPTIONS]
     if args.export_only:
         # It stands in for the pictures that are not read.
-        return [name for name in given if name not in (*HEEDED_BY_EXPORT, "train_glob")]
-    return [name for name in given if name in IDLE_IN_RUN]
+        return [name for name in given if name not in (*EXPORT_OPTIONS, "train_glob")]
+    return [name for name in given if name in IGNORED_OPTIONS]
 
 
 def warn_of_idle(options: FitOptions, args: argparse.Namespace) -> None:

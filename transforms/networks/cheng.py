@@ -43,7 +43,7 @@ class SubPixelConv(Conv2D):
         height, width = (size and 2 * size for size in (height, width))
         return tf.TensorShape([batch, height, width, self.filters // 4])
 
-    def hold(self, stage: Stage) -> None:
+    def init_linear(self, stage: Stage) -> None:
         """See `transforms/starts/linear.py`. Channels beyond the stage's have no part in what it makes at first."""
         fine, coarse = stage.kernel.shape[2:]
         value = self.kernel.numpy()
@@ -90,7 +90,7 @@ class ResidualBlock(_Residual):
             name=name,
         )
 
-    def pass_through(self) -> None:
+    def init_identity(self) -> None:
         """See `transforms/starts/linear.py`: nearly so. At zero the last leaky ReLU would have next to no gradient."""
         self.second.kernel.assign(0.01 * self.second.kernel)
 
@@ -108,7 +108,7 @@ class ResidualDown(_Residual):
         )
         self.filters = channels
 
-    def hold(self, stage: Stage) -> None:
+    def init_linear(self, stage: Stage) -> None:
         """See `transforms/starts/linear.py`. Channels beyond the stage's keep their random start.
 
         What the skip does not see goes through the first convolution as x and as -x: the difference of their leaky
@@ -126,7 +126,7 @@ class ResidualDown(_Residual):
         past[..., :coarse] = 0
         past[0, 0, :fine, :coarse] = skip
         self.skip.conv.kernel.assign(past)
-        self.last.pass_through()
+        self.last.init_identity()
 
 
 class ResidualUp(_Residual):
@@ -141,11 +141,11 @@ class ResidualUp(_Residual):
             name=name,
         )
 
-    def hold(self, stage: Stage) -> None:
+    def init_linear(self, stage: Stage) -> None:
         """See `transforms/starts/linear.py`. The skip does it all; the other way begins near silence."""
-        self.skip.hold(stage)
+        self.skip.init_linear(stage)
         self.second.kernel.assign(0.01 * self.second.kernel)
-        self.last.pass_through()
+        self.last.init_identity()
 
 
 def analysis(width: int) -> Chain:

@@ -53,7 +53,7 @@ class ResidualBottleneck(_SameShape):
         x = x + self.expand(self.spatial(self.reduce(x)))
         return tf.nn.relu(x) if self.final_relu else x
 
-    def pass_through(self) -> None:
+    def init_identity(self) -> None:
         """See `transforms/starts/linear.py`."""
         self.expand.kernel.assign(tf.zeros_like(self.expand.kernel))
 
@@ -80,10 +80,10 @@ class Attention(_SameShape):
             mask = unit(mask)
         return x + trunk * tf.sigmoid(self.gate(mask))
 
-    def pass_through(self) -> None:
+    def init_identity(self) -> None:
         """See `transforms/starts/linear.py`: of what it is given it passes all on, and adds next to nothing."""
         for unit in self.trunk:
-            unit.pass_through()
+            unit.init_identity()
         self.gate.kernel.assign(tf.zeros_like(self.gate.kernel))
         self.gate.bias.assign(tf.fill(self.gate.bias.shape, CLOSED))
 

@@ -100,7 +100,7 @@ class SFT(Layer):
         gamma, beta = tf.split(self.gamma_beta(self.hidden(condition)), 2, -1)
         return x * (1 + gamma) + beta
 
-    def pass_through(self) -> None:
+    def init_identity(self) -> None:
         """See `transforms/starts/linear.py`."""
         self.gamma_beta.kernel.assign(tf.zeros_like(self.gamma_beta.kernel))
 
@@ -128,7 +128,7 @@ class SFTResidualBlock(Layer):
         y = self.conv1(tf.nn.leaky_relu(self.sft1(x, condition), 0.2))
         return x + self.conv2(tf.nn.leaky_relu(self.sft2(y, condition), 0.2))
 
-    def pass_through(self) -> None:
+    def init_identity(self) -> None:
         """See `transforms/starts/linear.py`."""
         self.conv2.kernel.assign(tf.zeros_like(self.conv2.kernel))
 

@@ -7,7 +7,7 @@ of four neighbours, which pack most of the energy into the fewest channels, and 
 picture is needed for it: how much pixels resemble their neighbours differs little between photographs.
 
 Layers say themselves how they do it. One that changes the resolution has a method `hold(stage)`, and begins as a
-`Stage` or, in a synthesis, as its transpose; others have `pass_through()`, or are convolutions of stride 1 before the
+`Stage` or, in a synthesis, as its transpose; others have `init_identity()`, or are convolutions of stride 1 before the
 first stage or behind the last.
 
 A random start has to learn first that a picture can be taken apart and put together again, which takes thousands of
@@ -121,12 +121,12 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
     stages = principal_components([layer.filters for layer in down])
     for number, (stage, encode, decode) in enumerate(zip(stages, down, up, strict=True)):
         scale = 1 / step if number + 1 == len(stages) else 1.0
-        encode.hold(stage.times(scale))
-        decode.hold(stage.times(1 / scale))
+        encode.init_linear(stage.times(scale))
+        decode.init_linear(stage.times(1 / scale))
     for chain in (analysis, synthesis):
         for layer in chain.layers:
-            if hasattr(layer, "pass_through"):
-                layer.pass_through()
+            if hasattr(layer, "init_identity"):
+                layer.init_identity()
             elif isinstance(layer, tf.keras.layers.Conv2D) and layer.strides == (1, 1) and not hasattr(layer, "hold"):
                 _pass_colours(layer.kernel)
 

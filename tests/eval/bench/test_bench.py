@@ -70,7 +70,7 @@ def test_each_stage_has_its_own_seconds(filters, clock, monkeypatch, tiny_weight
     """The sender's synthesis is the filter's, and neither is the entropy networks'."""
     codec = load(tiny_weights)
     if filters:
-        codec.add_filters()
+        codec.enable_filter()
     clock.slow(monkeypatch, codec, "analyse", 1)
     clock.slow(monkeypatch, codec, "hyper_analysis", 2)
     clock.slow(monkeypatch, codec.hyper_synthesis, "run", 4)
@@ -98,7 +98,7 @@ def test_each_stage_has_its_own_seconds(filters, clock, monkeypatch, tiny_weight
 
 def test_what_is_coded_of_a_filter_is_coding(clock, monkeypatch, tiny_weights, crop):
     codec = load(tiny_weights)
-    codec.add_filters()
+    codec.enable_filter()
     coded = []
     code = rans.RansEncoder.code
 

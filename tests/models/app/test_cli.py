@@ -548,7 +548,7 @@ def test_training_goes_on_from_weights_of_its_own_model_and_lambda(run, pictures
     for model in ("sft", "cwic", "sae_spn", "elc"):
         entry = get(model)
         with pytest.raises(UserError, match=f"weights of elic, not of {model}"):
-            entry.codec.begun(tiny_weights)
+            entry.codec.from_checkpoint(tiny_weights)
 
 
 def test_train_compress_decompress(run, pictures, monkeypatch, tiny):

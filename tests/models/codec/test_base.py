@@ -208,7 +208,7 @@ def fresh(tiny, crop):
             variable.assign(variable * 40)
         elif name.endswith("bias"):
             variable.assign_add(tf.random.normal(variable.shape, stddev=0.1))
-    codec.prepare(np.stack([crop(64, 64), crop(64, 64, 200, 300)]))
+    codec.calibrate(np.stack([crop(64, 64), crop(64, 64, 200, 300)]))
     return codec
 
 
@@ -437,7 +437,7 @@ def test_mixed_precision_keeps_what_needs_it_in_float32(tiny, crop):
         logs = codec.train_step(images)
         assert logs["loss"].dtype == tf.float32 and np.isfinite(logs["loss"])
         assert all(v.dtype == tf.float32 for v in codec.trainable_variables)
-        codec.prepare(crop(32, 32)[None])
+        codec.calibrate(crop(32, 32)[None])
         data = codec.compress(crop(20, 30))
         assert codec.decompress(data).shape == (20, 30, 3)
     finally:

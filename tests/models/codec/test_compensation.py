@@ -43,7 +43,7 @@ def test_files_are_what_was_estimated(model, golden_weights, tmp_path, crop):
 def test_what_is_not_sent_stays_so(medium, crop):
     images = tf.cast(crop(128, 160)[None], tf.float32)
     controls = {"quality": tf.constant([3 * STEPS])}
-    first, second = medium.analyse(images, **controls), medium.analyse_twice(images, controls)
+    first, second = medium.analyse(images, **controls), medium.refine_analysis(images, controls)
     size = np.abs(first * medium.symbol_scale(**controls))
     np.testing.assert_array_equal(second[size <= 0.5], first[size <= 0.5])
     assert np.mean(np.abs(second - first)[size > 0.5] > 1e-4) > 0.9
@@ -55,9 +55,9 @@ def test_nothing_is_lost_without_rounding(medium, crop):
     controls = {"quality": tf.constant([5 * STEPS])}
 
     def error(latents):
-        return float(tf.reduce_mean((medium.reconstruct(medium.unrounded(latents, **controls)) - images) ** 2))
+        return float(tf.reduce_mean((medium.reconstruct(medium.unquantised(latents, **controls)) - images) ** 2))
 
-    assert error(medium.analyse_twice(images, controls)) < 0.8 * error(medium.analyse(images, **controls))
+    assert error(medium.refine_analysis(images, controls)) < 0.8 * error(medium.analyse(images, **controls))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_refinement_begins_with_what_both_gave(compensating, crop, monkeypatch):
     monkeypatch.setattr(compensating, "_refine", lambda images, analysed, *_: given.append(analysed) or analysed)
     data = compensating.compress(image, refine=1)
     images = tf.cast(image[None], tf.float32)
-    np.testing.assert_allclose(given[0], compensating.analyse_for_file(images, {}), atol=1e-5)
+    np.testing.assert_allclose(given[0], compensating.analyse_for_encoding(images, {}), atol=1e-5)
     assert data == compensating.compress(image)
 
 
@@ -88,13 +88,13 @@ def test_which_weights_have_it():
     assert sft.PRESETS["base"].compensation == 0
     assert load(SFT).compensation == sft.PRESETS["small"].compensation == 0.7
     codec = ELIC(dataclasses.replace(PRESETS["small"], widths=(8, 8, 8)))
-    codec.judge_by(MS_SSIM)  # it makes up for squared errors
+    codec.set_distortion(MS_SSIM)  # it makes up for squared errors
     assert codec.compensation == 0
 
 
 def test_training_analyses_once_and_its_validation_twice(compensating, crop, monkeypatch):
     images = tf.cast(crop(32, 32)[None], tf.float32)
-    trained, calls, analyse = compensating.in_training_form(), [], ELIC.analyse
+    trained, calls, analyse = compensating.training_form(), [], ELIC.analyse
     monkeypatch.setattr(ELIC, "analyse", lambda *args, **kwargs: calls.append(1) or analyse(*args, **kwargs))
     for codec, training, expected in ((trained, True, 1), (trained, False, 2), (compensating, False, 2)):
         calls.clear()
@@ -103,13 +103,13 @@ def test_training_analyses_once_and_its_validation_twice(compensating, crop, mon
 
 
 def test_tables_are_fitted_to_what_files_hold(compensating, crop, monkeypatch):
-    codec, seen, code = compensating.in_training_form(), [], ELIC.code
+    codec, seen, code = compensating.training_form(), [], ELIC.code
     images = crop(64, 64)[None]
     monkeypatch.setattr(ELIC, "code", lambda self, coder, given, *args, **kwargs: (
         seen.append(given) or code(self, coder, given, *args, **kwargs)
     ))  # fmt: skip
-    codec.prepare(images)
-    expected = codec.analyse_for_file(tf.cast(images, tf.float32), {})
+    codec.calibrate(images)
+    expected = codec.analyse_for_encoding(tf.cast(images, tf.float32), {})
     assert len(seen) == 2
     for given in seen:
         np.testing.assert_allclose(given, expected, atol=1e-5)

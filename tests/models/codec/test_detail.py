@@ -31,7 +31,7 @@ def batch(photograph):
 def narrow(batch):
     tf.keras.utils.set_random_seed(3)
     codec = ELIC(TINY, LAMBDAS)
-    codec.start_linear()
+    codec.init_pca()
     train(codec, batch, 30)
     return codec
 
@@ -42,7 +42,7 @@ def wide(narrow, batch, tmp_path_factory):
     tf.keras.utils.set_random_seed(3)
     codec = narrow.with_detail(24)
     train(codec, batch, 60)
-    codec.prepare(batch)
+    codec.calibrate(batch)
     path = tmp_path_factory.mktemp("detail") / "weights.safetensors"
     codec.save(path)
     return load(path)
@@ -66,10 +66,10 @@ def test_they_learn_what_the_others_cannot_hold(narrow, batch):
         quality = tf.fill([12], 64)
         return float(tf.reduce_mean(tf.math.squared_difference(codec(batch, quality=quality)[0], batch)))
 
-    wide, twin = narrow.with_detail(24), ELIC(TINY, LAMBDAS).begin_with(narrow)
+    wide, twin = narrow.with_detail(24), ELIC(TINY, LAMBDAS).warm_start(narrow)
     for codec in (wide, twin):
         train(codec, batch, 60)
-        codec.prepare(batch)
+        codec.calibrate(batch)
     assert error(wide) < 0.9 * error(twin)
 
 
@@ -77,7 +77,7 @@ def test_they_learn_what_the_others_cannot_hold(narrow, batch):
 def test_round_trip_is_what_call_gives(wide, photograph, quality):
     picture = photograph[20:115, 30:107]
     decoded = wide.decompress(wide.compress(picture, quality=quality))
-    step = tf.constant([wide.rate_control.of_wish((1, 32, 32), quality=quality)[0][0]])
+    step = tf.constant([wide.rate_control.from_args((1, 32, 32), quality=quality)[0][0]])
     reconstruction, _ = wide(picture[None], quality=step)
     np.testing.assert_array_equal(decoded, to_uint8(reconstruction[0]))
 
@@ -114,7 +114,7 @@ def test_what_compresses_loads_nothing_of_the_synthesis(wide):
 def test_linear_start_shows_more_with_them(batch, lambdas):
     def error(config) -> float:
         codec = ELIC(config, lambdas)
-        codec.start_linear()
+        codec.init_pca()
         quality = {"quality": tf.fill([12], 32)} if len(lambdas) > 1 else {}
         latents = codec.analyse(tf.cast(batch, tf.float32))
         if quality:

@@ -24,8 +24,8 @@ def noisy(picture, deviation, seed=0):
 def judged(tiny_weights, crop, tmp_path_factory):
     """Weights file of the tiny model, judged by MS-SSIM."""
     codec = load_for_training(tiny_weights)
-    codec.judge_by("ms-ssim")
-    codec.prepare(crop(SIDE, SIDE)[None])
+    codec.set_distortion("ms-ssim")
+    codec.calibrate(crop(SIDE, SIDE)[None])
     path = tmp_path_factory.mktemp("judged") / "tiny.safetensors"
     codec.save(path)
     return path
@@ -75,7 +75,7 @@ def test_gradients_are_finite_where_pictures_are_equal_or_contradict_each_other(
 
 def test_a_step_lowers_the_loss_that_it_is_about(tiny_weights, crop):
     codec, pictures = load_for_training(tiny_weights), np.stack([crop(SIDE, SIDE), crop(SIDE, SIDE, 20)])
-    codec.judge_by("ms-ssim")
+    codec.set_distortion("ms-ssim")
     codec.compile(tf.keras.optimizers.Adam(1e-3))
     before = codec.test_on_batch(pictures, return_dict=True)
     assert before["loss"] == pytest.approx(before["bpp"] + codec.lmbda * 1290 * (1 - before["ms_ssim"]), rel=1e-3)
@@ -105,9 +105,9 @@ def test_a_file_of_an_unknown_distortion_is_refused(judged, tmp_path):
 
 def test_files_hold_no_filter():
     codec = ELIC(Config(**{**TINY.__dict__, "restoration": True}))
-    assert codec.restores
-    codec.judge_by("ms-ssim")
-    assert not codec.restores
+    assert codec.has_filter
+    codec.set_distortion("ms-ssim")
+    assert not codec.has_filter
 
 
 def test_refinement_is_by_it(judged, crop):

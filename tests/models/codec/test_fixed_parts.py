@@ -26,7 +26,7 @@ def latents():
 
 def trained(codec, fixed: str, image, sender=None) -> tuple[set[str], set[str]]:
     """The names of trainable variables that a step changes, and that it does not."""
-    codec.fix(fixed, sender)
+    codec.freeze(fixed, sender)
     codec.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
     before = {name: variable.numpy() for name, variable in codec.named_variables().items() if variable.trainable}
     codec.train_on_batch(image[None])
@@ -66,7 +66,7 @@ def test_the_synthesis_learns_from_files(crop):
     codec, sender = load_for_training(path), load(path)
     images = tf.cast(crop(64, 96)[None], tf.float32)
     names = set(codec.named_variables())
-    codec.fix("latents", sender)
+    codec.freeze("latents", sender)
     controls = {"quality": tf.constant([64])}
     _, expected = sender(images, **controls)
     reconstruction, bits = codec(images, training=True, **controls)
@@ -84,9 +84,9 @@ def test_the_synthesis_learns_from_files(crop):
 def test_whose_files_it_can_learn_from(tiny_weights):
     several = load_for_training(tiny_weights, lmbda=[0.003, 0.01])
     with pytest.raises(UserError, match="are of 1 λ, and --lambda has"):
-        several.learn_from_files(tiny_weights)
+        several.distil_from(tiny_weights)
     with pytest.raises(ValueError, match="need a sender"):
-        several.fix("latents")
+        several.freeze("latents")
 
 
 def test_all_learn_where_nothing_is_fixed(codec):

@@ -160,7 +160,7 @@ def test_command_line(tiny_weights, tiny, crop, tmp_path, capsys):
 def test_weights_that_cannot_be_tiled_say_so(crop, tmp_path, capsys):
     codec = sae_spn.SAESPN(dataclasses.replace(SAE, norm="instance"), variant="sae")
     codec.build_variables(training=True)
-    codec.prepare(np.stack([crop(64, 64), crop(64, 64, 200)]))
+    codec.calibrate(np.stack([crop(64, 64), crop(64, 64, 200)]))
     codec.save(tmp_path / "w.safetensors")
     write_image(tmp_path / "a.png", crop(64, 64))
     assert run("sae_spn", "compress", tmp_path / "a.png", "--tile", 64, "--weights", tmp_path / "w.safetensors") == 1

@@ -27,7 +27,7 @@ def variable(photograph, tmp_path_factory):
     step = tf.function(codec.train_step)
     for _ in range(120):
         step(tf.constant(batch))
-    codec.prepare(batch)
+    codec.calibrate(batch)
     path = tmp_path_factory.mktemp("variable") / "weights.safetensors"
     codec.save(path)
     return load(path), path, batch[5]
@@ -37,7 +37,7 @@ def variable(photograph, tmp_path_factory):
 def test_round_trip_is_what_call_gives(variable, quality):
     codec, _, picture = variable
     decoded = codec.decompress(codec.compress(picture, quality=quality))
-    step = tf.constant([codec.rate_control.of_wish((1, 32, 32), quality=quality)[0][0]])
+    step = tf.constant([codec.rate_control.from_args((1, 32, 32), quality=quality)[0][0]])
     reconstruction, _ = codec(picture[None], quality=step)
     np.testing.assert_array_equal(decoded, to_uint8(reconstruction[0]))
 
@@ -149,7 +149,7 @@ def test_weights_of_one_rate_take_no_quality(tiny, crop):
 def test_control_bytes_of_other_weights(variable, controls):
     codec, _, _ = variable
     with pytest.raises(container.StreamError, match="control bytes"):
-        codec.rate_control.of_bytes(controls)
+        codec.rate_control.from_header(controls)
 
 
 @pytest.mark.parametrize(

@@ -26,16 +26,16 @@ def medium():
 def prepared(codec, crop, quality, height=128, width=160):
     """A batch of one picture, controls, and latents as two analyses give them."""
     images = tf.cast(crop(height, width)[None], tf.float32)
-    _, controls = codec.rate_control.of_wish([1, height, width], quality=quality)
+    _, controls = codec.rate_control.from_args([1, height, width], quality=quality)
     controls = codec.pad_controls(controls)
-    return images, controls, codec.analyse_twice(images, controls)
+    return images, controls, codec.refine_analysis(images, controls)
 
 
 @pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
 def test_files_are_what_was_estimated(path, quality, tmp_path, crop):
     choosing, image = load(path), crop(130, 190)
     data = choosing.compress(image, quality=quality)
-    _, controls = choosing.rate_control.of_wish([1, 130, 190], quality=quality)
+    _, controls = choosing.rate_control.from_args([1, 130, 190], quality=quality)
     estimate, bits = choosing(tf.constant(image[None]), **controls)
     assert np.abs(choosing.decompress(data).astype(float) - estimate[0]).max() <= 0.51
     assert 8 * len(data) == pytest.approx(float(tf.add_n(list(bits.values()))[0]), rel=0.05, abs=250)
@@ -69,7 +69,7 @@ def one_round(codec, *arguments):
 
 def after_round(codec, images, latents, controls, turn=0):
     """Latents after one round that knows of none before."""
-    slopes = tf.nest.map_structure(tf.zeros_like, codec.unrounded(latents, **controls))
+    slopes = tf.nest.map_structure(tf.zeros_like, codec.unquantised(latents, **controls))
     return one_round(codec, images, latents, controls, turn, codec.rdoq, 0.0, slopes)[1]
 
 
@@ -125,7 +125,7 @@ def test_it_is_never_worse_than_rounding(medium, crop):
     moved = after_round(eager, images, before, controls)
     loss_before, loss_moved = (rdoq._loss(eager, images, x, controls) for x in (before, moved))
     assert loss_moved > loss_before
-    np.testing.assert_array_equal(rdoq.better_symbols(eager, images, before, controls), before)
+    np.testing.assert_array_equal(rdoq.optimise_symbols(eager, images, before, controls), before)
 
 
 def test_rounds_are_shown_as_they_go_and_the_same_in_a_graph(crop):
@@ -139,9 +139,9 @@ def test_rounds_are_shown_as_they_go_and_the_same_in_a_graph(crop):
 
     codec.progress = show
     images, controls, before = prepared(codec, crop, 4)
-    shown = rdoq.better_symbols(codec, images, before, controls)
+    shown = rdoq.optimise_symbols(codec, images, before, controls)
     assert seen == list(range(codec.effort))
-    traced = tf.function(rdoq.better_symbols, autograph=False)(codec, images, before, controls)
+    traced = tf.function(rdoq.optimise_symbols, autograph=False)(codec, images, before, controls)
     assert len(seen) == codec.effort
     moved = [np.abs(after - before) > 1e-3 for after in (shown, traced)]
     assert np.mean(moved[0]) > 0.001 and np.mean(moved[0] != moved[1]) < 0.05 * np.mean(moved[0])
@@ -157,12 +157,12 @@ def test_graphs_are_made_where_they_are_worth_it(crop):
         (rdoq.GRAPH_FROM, {"gradients", "round"}),
     ):
         codec.effort = rounds
-        rdoq.better_symbols(codec, images, before, controls)
-        assert graphs == {name for name in ("gradients", "round") if name in vars(codec.graphs_of_choice)}
+        rdoq.optimise_symbols(codec, images, before, controls)
+        assert graphs == {name for name in ("gradients", "round") if name in vars(codec.rdoq_graphs)}
     codec.effort = 3
-    slopes = tf.zeros_like(codec.unrounded(before, **controls))
+    slopes = tf.zeros_like(codec.unquantised(before, **controls))
     arguments = images, before, controls, tf.constant(0), tf.constant(9.0), tf.constant(0.0), slopes
-    graphs = codec.graphs_of_choice
+    graphs = codec.rdoq_graphs
     ways = functools.partial(one_round, codec), functools.partial(rdoq._round, codec, graphs.gradients), graphs.round
     for one in ways:
         chosen.append(np.abs(one(*arguments)[1] - before) > 1e-3)
@@ -174,7 +174,7 @@ def test_what_does_not_pay_at_all_stays(medium, crop):
     images, controls, before = prepared(medium, crop, 4)
     reluctant = load(MEDIUM)
     reluctant.config = dataclasses.replace(medium.config, rdoq=1e6)
-    np.testing.assert_allclose(rdoq.better_symbols(reluctant, images, before, controls), before, atol=1e-5)
+    np.testing.assert_allclose(rdoq.optimise_symbols(reluctant, images, before, controls), before, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_error(medium, crop):
@@ -213,7 +213,7 @@ def test_neighbours_take_turns(medium, crop):
     images, controls, before = prepared(medium, crop, 2)
     for turn in (0, 1):
         mine = np.indices(before.shape[1:]).sum(0) % 2 == turn
-        np.testing.assert_array_equal(rdoq._turn_of(before, turn), mine)
+        np.testing.assert_array_equal(rdoq.checkerboard_mask(before, turn), mine)
     even, odd = (np.abs(after_round(medium, images, before, controls, turn) - before) > 1e-6 for turn in (0, 1))
     assert np.any(even) and np.any(odd) and not np.any(even & odd)
 
@@ -249,7 +249,7 @@ def test_memory_and_eagerness_pay(medium, crop, monkeypatch):
     cases = [prepared(medium, crop, quality, 192, 256) for quality in range(1, 7)]
 
     def log_loss():
-        chosen = [rdoq.better_symbols(medium, images, latents, controls) for images, controls, latents in cases]
+        chosen = [rdoq.optimise_symbols(medium, images, latents, controls) for images, controls, latents in cases]
         losses = [rdoq._loss(medium, case[0], latents, case[1]) for case, latents in zip(cases, chosen)]
         return np.mean(np.log(losses))
 
@@ -265,7 +265,7 @@ def test_a_batch_is_worked_through_picture_by_picture(medium, crop):
     other = tf.reverse(images, [2])
     pair = tf.concat([images, other], 0)
     both = {name: tf.concat([value, value], 0) for name, value in controls.items()}
-    together = after_round(medium, pair, medium.analyse_twice(pair, both), both)[0]
+    together = after_round(medium, pair, medium.refine_analysis(pair, both), both)[0]
     alone = after_round(medium, images, analysed, controls)[0]
     assert np.mean(np.abs(together - alone) > 1e-3) < 1e-3
 
@@ -275,7 +275,7 @@ def test_which_weights_have_it():
     assert load(MEDIUM).rdoq == PRESETS["medium"].rdoq > 0
     assert load(SFT).rdoq == sft.PRESETS["small"].rdoq > 0
     codec = ELIC(dataclasses.replace(PRESETS["small"], widths=(8, 8, 8)))
-    codec.judge_by(MS_SSIM)  # it counts squared errors
+    codec.set_distortion(MS_SSIM)  # it counts squared errors
     assert codec.rdoq == 0
 
 

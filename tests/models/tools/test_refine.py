@@ -72,7 +72,7 @@ def test_symbols_are_chosen_once_more_behind_it(tmp_path, crop):
 
 def test_a_codec_that_comes_from_no_file(tiny_weights, crop):
     codec, picture = load_for_training(tiny_weights), crop(48, 64)
-    codec.prepare(picture[None])
+    codec.calibrate(picture[None])
     before, after = (loss_of_file(codec, picture, codec.lmbda, refine=steps) for steps in (0, 6))
     assert after < 0.99 * before
 

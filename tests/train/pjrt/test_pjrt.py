@@ -162,7 +162,7 @@ def test_elic_trains_under_jax_as_under_tensorflow(tmp_path, run):
 def test_a_step_judged_by_ms_ssim_takes_its_pictures(tmp_path):
     """As inputs: XLA took those of `tf.image.ssim_multiscale` for constants."""
     codec = Toy()
-    codec.judge_by("ms-ssim")
+    codec.set_distortion("ms-ssim")
     pjrt.export(compiled(codec), (1, 164, 164, 3), tmp_path)
     step = json.loads((tmp_path / "step.json").read_text())
     assert step["settings"]["distortion"] == "ms-ssim" and "ms_ssim" in step["metrics"]
@@ -515,11 +515,11 @@ def flags_of(*argv):
 )
 def test_contradicting_flags_are_refused(argv, says):
     with pytest.raises(UserError, match=says):
-        pjrt_options.is_wanted(flags_of(*argv))
+        pjrt_options.uses_pjrt(flags_of(*argv))
 
 
 def test_without_its_flags_nothing_changes():
-    assert not pjrt_options.is_wanted(flags_of())
+    assert not pjrt_options.uses_pjrt(flags_of())
 
 
 def test_train_exports_runs_imports_and_saves(pictures, jax_python, tmp_path, capfd):

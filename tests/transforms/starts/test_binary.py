@@ -19,7 +19,7 @@ def pictures(photograph):
 @pytest.fixture(scope="module")
 def started():
     codec = CWIC(PRESETS["small"])
-    codec.start_linear()
+    codec.init_pca()
     return codec
 
 
@@ -100,7 +100,7 @@ def test_bits_that_are_trimmed_mean_small(started, pictures):
 @pytest.mark.parametrize("preset", ["low", "high"])
 def test_larger_presets_start_better(started, pictures, preset):
     codec = CWIC(PRESETS[preset])
-    codec.start_linear()
+    codec.init_pca()
     # `high` has twice the bits; `low` those of `small`, and passes on all components of 4x4 pixels.
     assert psnr(codec, pictures) > psnr(started, pictures) + (1 if preset == "high" else -0.1)
 
@@ -116,4 +116,4 @@ def test_command_line_flag(pictures):
 def test_networks_too_narrow_for_it_are_refused():
     narrow = CWIC(Config(encoder_widths=(4, 8), decoder_widths=(8, 16, 4), hidden=4))
     with pytest.raises(UserError, match="--start random"):
-        narrow.start_linear()
+        narrow.init_pca()

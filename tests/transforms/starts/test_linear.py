@@ -35,7 +35,7 @@ def psnr(a, b) -> float:
 def not_learning(codec, pictures, parts=("analysis/", "synthesis/")) -> list[str]:
     """The variables of those parts that have no gradient after a linear start and two steps."""
     codec(tf.zeros([1, 64, 64, 3]), training=True)
-    codec.start_linear()
+    codec.init_pca()
     codec.compile(tf.keras.optimizers.Adam(1e-4))
     for _ in range(2):  # behind kernels of zeros learning begins with the second step
         codec.train_step(pictures)
@@ -55,7 +55,7 @@ def photographs(photograph):
 @pytest.fixture(scope="module")
 def started():
     codec = ELIC(SMALL, lmbda=0.01)
-    codec.start_linear()
+    codec.init_pca()
     return codec
 
 
@@ -87,7 +87,7 @@ def test_energy_comes_first_and_the_step_follows_lambda(started, photographs):
     power = np.std(latents, axis=(0, 1, 2))
     assert power[:4].min() > 5 * power[-16:].max()
     finer = ELIC(SMALL, lmbda=0.04)
-    finer.start_linear()
+    finer.init_pca()
     of_finer = np.std(finer.analyse(tf.constant(photographs)), axis=(0, 1, 2))
     # Twice, but for what the gates that are not quite closed add.
     np.testing.assert_allclose(of_finer[:32] / power[:32], 2, rtol=0.05)
@@ -99,7 +99,7 @@ def test_energy_comes_first_and_the_step_follows_lambda(started, photographs):
 
 def test_all_that_is_silent_at_first_can_learn(photographs):
     codec = ELIC(SMALL, lmbda=0.01)
-    codec.start_linear()
+    codec.init_pca()
     codec.compile(tf.keras.optimizers.Adam(1e-4))
     with tf.GradientTape() as tape:
         loss = codec.losses(photographs[:, :64, :64], training=True)["loss"]
@@ -148,7 +148,7 @@ def sft_shown(codec, pictures, quality: float, rounded: bool = False):
 @pytest.fixture(scope="module")
 def sft():
     codec = SFT(SFT_PRESETS["small"], lmbda=(0.001, 0.08))
-    codec.start_linear()
+    codec.init_pca()
     return codec
 
 
@@ -165,7 +165,7 @@ def test_sft_begins_as_a_block_transform_at_every_quality(sft, photographs):
 def test_sft_step_follows_lambda(sft, photographs):
     pictures = photographs[:, :128, :192]
     finer = SFT(SFT_PRESETS["small"], lmbda=(0.004, 0.32))
-    finer.start_linear()
+    finer.init_pca()
     maps = tf.fill([*pictures.shape[:3], 1], 0.5)
     of_both = [np.std(codec.analyse(tf.constant(pictures), maps), axis=(0, 1, 2))[:32] for codec in (sft, finer)]
     np.testing.assert_allclose(of_both[1] / of_both[0], 2, rtol=0.01)
@@ -190,7 +190,7 @@ def test_sft_command_line_flag(photographs):
 @pytest.fixture(scope="module")
 def elc():
     codec = ELC(ELC_PRESETS["small"], lmbda=0.0018)
-    codec.start_linear()
+    codec.init_pca()
     return codec
 
 
@@ -228,7 +228,7 @@ def test_elc_begins_as_a_block_transform(elc, photographs):
 
 def test_elc_step_follows_lambda(elc, photographs):
     finer = ELC(ELC_PRESETS["small"], lmbda=0.0072)
-    finer.start_linear()
+    finer.init_pca()
     of_both = [np.std(codec.analyse(tf.constant(photographs)), axis=(0, 1, 2))[:32] for codec in (elc, finer)]
     np.testing.assert_allclose(of_both[1] / of_both[0], 2, rtol=0.05)
 
