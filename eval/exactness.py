@@ -161,7 +161,8 @@ def cost(weights_path, pictures: Sequence) -> str:
     import tensorflow as tf
 
     from eval.metrics import psnr
-    from models.codec.base import load, load_for_training, to_uint8
+    from models.codec import load, load_for_training
+    from models.codec.coding import to_uint8
     from models.entropy.coders import FloatRate, Replay, TableRate
     from models.io.images import read_image
 

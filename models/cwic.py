@@ -27,7 +27,8 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec
+from models.codec import Codec, coding, storage
+from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy import tables
 from models.entropy.bit_context import ContextModel
@@ -132,7 +133,7 @@ class CWIC(Codec):
     # Codes, and in stage 2 the importance map.
     reach = Reach(unit=8, analysis=72, synthesis=64, latents=(8, 8), decoded=(8,))
     metric_names = ("loss", "bpp", "mse", "psnr", "importance")
-    gaussians = tables.NUM_LOGITS + 1  # behind the rows for bits
+    gaussian_rows = tables.NUM_LOGITS + 1  # behind the rows for bits
 
     def __init__(self, config: Config = PRESETS["low"], stage: int = 1, ratio: float = 1.0, joint_rate: bool = False):
         c = config
@@ -208,12 +209,10 @@ class CWIC(Codec):
         Section 3.4; see `DISTORTION_WEIGHT` and `RATE_WEIGHT` for the units. "importance" is the mean of p.
         """
         images = tf.cast(images, tf.float32)
-        padded = self.pad(images)
-        coder = self._rate_coder(training)
-        codes, p = self.analyse(padded)
-        reconstruction = self.reconstruct(self.code(coder, (codes, p), tf.shape(padded)[:3]))
-        reconstruction = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
-        figures = self.rate_and_distortion(images, reconstruction, coder.bits, training)
+        sent = self.quantise(self.pad(images), {}, training)
+        reconstruction = self.crop(self.reconstruct(sent.latents), images)
+        figures = training_steps.rate_and_distortion(images, reconstruction, sent.bits, training)
+        _, p = sent.analysed
         figures = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
         figures["importance"] = tf.constant(1.0) if p is None else tf.reduce_mean(p)
         rate = RATE_WEIGHT * tf.maximum(figures["importance"] - self.ratio, 0.0)
@@ -278,7 +277,7 @@ class CWIC(Codec):
             if args.start == "linear":
                 codec.init_pca()
             return codec
-        before = cls.from_checkpoint(args.init_weights)
+        before = storage.load_checkpoint(cls.entry.name, args.init_weights)
         if args.stage == 1:
             if before.stage == 2:
                 raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")
@@ -292,7 +291,7 @@ class CWIC(Codec):
 
         After stage 1 the importance net is new, and so is the context model of the map.
         """
-        return cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate).warm_start(before)
+        return training_steps.warm_start(cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate), before)
 
     # ---- the importance map as a picture --------------------------------------------------------------------------
 
@@ -303,7 +302,7 @@ class CWIC(Codec):
           UserError: weights of stage 1, which keep all bits everywhere.
         """
         self._check_importance()
-        _, p = self.analyse_in_tiles(self.pad(tf.constant(image[None])), {})
+        _, p = coding.analyse_in_tiles(self, self.pad(tf.constant(image[None])), {})
         levels = self.config.levels
         grey = tf.round(importance.quantise(p, levels) * (255 / (levels - 1)))
         grey = np.repeat(np.repeat(grey[0].numpy().astype(np.uint8), 8, 0), 8, 1)

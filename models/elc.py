@@ -38,7 +38,8 @@ import numpy as np
 import tensorflow as tf
 
 from models.app.flags import StreamCommand
-from models.codec import Codec
+from models.codec import Codec, adversarial, storage
+from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy.coders import ROW_BIAS, ROW_GAIN
 from models.entropy.tables import NUM_SCALES
@@ -185,7 +186,7 @@ class ELC(Codec):
         if self.variable_rate:
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
-        self._track(METRICS[stage])
+        self.track(METRICS[stage])
         #: What the adversarial stage compares pictures with, see `transforms.losses.deep_features`; None: not at all.
         self.perceptual_features: deep_features.Features | None = None
         c, n = config, config.width
@@ -304,10 +305,6 @@ class ELC(Codec):
             if part is not None and not part.built:
                 part.build(None)
 
-    def named_variables(self) -> dict[str, tf.Variable]:
-        """See `Codec.named_variables`; without the discriminator, which only training needs."""
-        return {name: v for name, v in super().named_variables().items() if not name.startswith("discriminator")}
-
     def settings(self) -> dict[str, str]:
         """Stage, λ and labels, which its weights file tells."""
         facts = {"stage": self.stage, **super().settings()}
@@ -350,13 +347,12 @@ class ELC(Codec):
         images, labels = batch
         images = tf.cast(images, tf.float32)
         padded = self.pad(images)
-        coder = self._rate_coder(training)
-        latents = self.transmit(coder, padded)
+        _, latents, bits, _ = self.quantise(padded, {}, training)
         if self.enhances:  # the codec is frozen
             latents = tf.stop_gradient(latents)
         reconstruction = self.reconstruct(latents)
-        cropped = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
-        figures = self.rate_and_distortion(images, cropped, coder.bits, training)
+        cropped = self.crop(reconstruction, images)
+        figures = training_steps.rate_and_distortion(images, cropped, bits, training)
         rate = tf.stop_gradient(figures["bpp"]) if self.enhances else figures["bpp"]
         figures["loss"] = rate + self.lmbda * figures["mse"]
         if self.stage == "classification":
@@ -392,31 +388,25 @@ class ELC(Codec):
             return
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise UserError("--stage adversarial runs on one device: --strategy one_device")
-        self.discriminator = hific.ConditionalDiscriminator(self.config.width, self.config.discriminator_width)
-        self.discriminator.build()
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # of one that scales losses
-        # `train_step` gives it the learning rate of the generator's, which schedules and callbacks set.
-        config = {**optimizer.get_config(), "learning_rate": 1e-4, "use_ema": False}
-        self.discriminator_optimizer = type(optimizer).from_config(config)
-        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
+        discriminator = hific.ConditionalDiscriminator(self.config.width, self.config.discriminator_width)
+        adversarial.make_players(self, discriminator)
+
+    def generator(self, data):
+        """The generator's figures of a batch and what the discriminator compares; see `models/codec/adversarial.py`."""
+        return self._forward(self.batch(data), training=True)
+
+    def discriminator_loss(self, shown) -> tf.Tensor:
+        """The discriminator's loss for images and reconstructions, padded, 0..255, and their y_hat."""
+        images, reconstruction, latents = shown
+        both = self.normalise(tf.concat([images, reconstruction], 0))
+        scores = self.discriminator(both, tf.concat([latents, latents], 0), training=True)
+        return hific.lsgan_discriminator_loss(*tf.split(scores, 2))
 
     def train_step(self, data):
         """One step of `losses`; in the adversarial stage one of the discriminator's after it."""
         if self.stage != "adversarial":
             return super().train_step(data)
-        with tf.GradientTape() as tape:
-            losses, (images, reconstruction, latents) = self._forward(self.batch(data), training=True)
-            loss = losses["loss"]
-        # Both steps name their variables: neither moves the other's, nor takes the gradient of the other's loss.
-        rate = self.optimizer.learning_rate
-        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
-        pictures = self.normalise(tf.concat([images, tf.stop_gradient(reconstruction)], 0))
-        with tf.GradientTape() as tape:
-            scores = self.discriminator(pictures, tf.concat([latents, latents], 0), training=True)
-            loss = hific.lsgan_discriminator_loss(*tf.split(scores, 2))
-        self.discriminator_optimizer.learning_rate.assign(rate)
-        self.discriminator_optimizer.minimize(loss, self.discriminator.trainable_variables, tape=tape)
-        return self._update({**losses, "discriminator": loss})
+        return self.update_metrics(adversarial.train_step(self, data))
 
     @classmethod
     def following(cls, before: ELC, stage: str, tail: classifiers.Classifier | None = None, **lambdas) -> ELC:
@@ -525,7 +515,7 @@ class ELC(Codec):
         """A new codec of stage "base", or one of any stage that begins with the weights of --init_weights."""
         if not args.init_weights:
             return super().for_training(args)
-        path, before = args.init_weights, cls.from_checkpoint(args.init_weights)
+        path, before = args.init_weights, storage.load_checkpoint(cls.entry.name, args.init_weights)
         place = STAGES.index(args.stage)
         allowed = STAGES[max(0, place - 1) : place + 1]
         if before.stage not in allowed:

@@ -35,6 +35,7 @@ import tensorflow as tf
 from models.codec import Codec
 from models.codec.distortion import MSE, check_side
 from models.codec.registry import register
+from models.codec.training import warm_start
 from models.entropy.coders import ROW_BIAS, ROW_GAIN
 from models.entropy.tables import NUM_SCALES
 from models.io.errors import UserError
@@ -119,7 +120,7 @@ class ELIC(Codec):
     # Latents at 1/16; an even number of columns for the checkerboard. The hyper-latent's factor 4 is padded inside.
     stride = (16, 32)
     reach = Reach(unit=16, analysis=144, synthesis=144, latents=(16,), decoded=(16,))
-    refinable = True
+    searchable = True
     decoder_parts = ("synthesis", "detail_synthesis", "synthesis_exchange")
     encoder_parts = ("analysis", "detail_analysis", "analysis_exchange", "latent_gain", "hyper_analysis", "hyper_gain")
 
@@ -222,7 +223,8 @@ class ELIC(Codec):
             raise UserError(f"these weights have {self.config.detail} detail channels already")
         if not self.variable_rate:
             raise UserError("weights of one λ take no detail channels: train them for several first")
-        wide = type(self)(self.config.with_detail(channels), self.lambdas).warm_start(self, widen=True)
+        wide = type(self)(self.config.with_detail(channels), self.lambdas)
+        warm_start(wide, self, widen=True)
         unseen = wide.hyper_analysis.layers[0].kernel[:, :, self.config.latents :]  # by the hyper-latent, at first
         unseen.assign(tf.zeros_like(unseen))
         wide._begin_detail(shown=False)
@@ -230,7 +232,7 @@ class ELIC(Codec):
 
     def to_variable_rate(self, lambdas):
         """See `Codec`."""
-        several = type(self)(self.config, lambdas).warm_start(self)
+        several = warm_start(type(self)(self.config, lambdas), self)
         log_gains = several._first_log_gains(self.lmbda)[:, None]
         for unit, sign in ((several.latent_gain, 1), (several.latent_inverse_gain, -1)):
             unit.log_gain.assign(np.broadcast_to(sign * log_gains, unit.log_gain.shape))

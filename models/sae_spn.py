@@ -31,7 +31,8 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec
+from models.codec import Codec, adversarial, storage
+from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy import tables
 from models.entropy.bit_context import ContextModel
@@ -41,7 +42,8 @@ from models.io.images import ImageWarning
 from transforms import quantizers, switches
 from transforms.exact import Conv, EntropyNet, Fixed, Output
 from transforms.losses import deep_features
-from transforms.networks import adversarial, sae
+from transforms.networks import adversarial as networks
+from transforms.networks import sae
 from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
@@ -209,7 +211,7 @@ class SAESPN(Codec):
         names = ["loss", "bpp", "mse", "psnr", "intermediate"]
         names += ["perceptual"] * (perceptual_features is not None) + ["switches"] * (variant == "sae_spn")
         names += ["adversarial", "discriminator"] * (stage == 2)
-        self._track(names)
+        self.track(names)
 
         self.encoder = sae.Encoder(c.widths, c.latents, c.norm)
         switching = {"sae": ["none"] * 4, "swwae": ["true"] * 4, "sae_spn": ["none"] * 3 + ["predicted"]}[variant]
@@ -295,42 +297,32 @@ class SAESPN(Codec):
     def compile(self, optimizer="rmsprop", **kwargs) -> None:
         """Keras' own; in stage 2 it makes the discriminator, and an optimizer of the same kind for it."""
         super().compile(optimizer=optimizer, **kwargs)
-        if self.stage == 1:
-            return
-        self.discriminator = adversarial.discriminator(self.config.discriminator_widths)
-        self.discriminator.build()
-        scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
-        own = self.optimizer.inner_optimizer if scaled else self.optimizer
-        rate = _PartOf(own, DISCRIMINATOR_RATE)
-        twin = type(own).from_config({**own.get_config(), "learning_rate": rate, "use_ema": False})
-        self.discriminator_optimizer = tf.keras.mixed_precision.LossScaleOptimizer(twin) if scaled else twin
-        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
-
-    @property
-    def trainable_weights(self) -> list[tf.Variable]:
-        """The generator's, which `optimizer` trains; the discriminator is not among them."""
-        others = {id(v) for v in self.discriminator.trainable_weights} if self.discriminator else ()
-        return [v for v in super().trainable_weights if id(v) not in others]
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """See `Codec`. A weights file has no discriminator: another training begins with another one."""
-        return {name: value for name, value in super().tensors().items() if not name.startswith("discriminator/")}
+        if self.stage == 2:
+            discriminator = networks.discriminator(self.config.discriminator_widths)
+            adversarial.make_players(self, discriminator, DISCRIMINATOR_RATE)
 
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """Scalars of a batch [B, H, W, 3] in 0..255: "loss" is the generator's, "discriminator" that of the other.
 
-        No gradient of the one reaches the other's variables through its own loss: `train_step` takes each loss to its
-        player's variables only. "bpp" trains the context model only. "switches" is the share of right predictions;
-        chance is 0.25.
+        "bpp" trains the context model only. "switches" is the share of right predictions; chance is 0.25.
         """
+        figures, shown = self._forward(images, training)
+        if self.discriminator:  # the gradient penalty has no say in how well it tells images apart
+            figures["discriminator"] = self.discriminator_loss(shown, penalty=float(training))
+        return figures
+
+    def generator(self, data):
+        """The generator's figures of a batch and what the discriminator compares; see `models/codec/adversarial.py`."""
+        return self._forward(self.batch(data), training=True)
+
+    def _forward(self, images, training: bool):
         images = tf.cast(images, tf.float32)
-        padded = self.pad(images)
-        coder, weights = self._rate_coder(training), self.loss_weights
-        latents, maps = self._encode_maps(padded)
-        fakes, made, logits = self.synthesis(*self.code(coder, (latents, maps), tf.shape(padded)[:3]))
+        padded, weights = self.pad(images), self.loss_weights
+        sent = self.quantise(padded, {}, training, analyse=self._encode_maps)
+        _, maps = sent.analysed
+        fakes, made, logits = self.synthesis(*sent.latents)
         reconstruction = self.denormalise(fakes / 2)
-        shown = reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
-        figures = self.rate_and_distortion(images, shown, coder.bits, training)
+        figures = training_steps.rate_and_distortion(images, self.crop(reconstruction, images), sent.bits, training)
         figures = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
         figures["intermediate"] = tf.add_n(
             [
@@ -347,24 +339,19 @@ class SAESPN(Codec):
             entropy, figures["switches"] = switches.prediction(logits[-1], maps[0])
             loss += weights["switches"] * entropy
         if self.discriminator:
-            photographs = 2 * self.normalise(padded)
-            figures["adversarial"] = adversarial.generator_loss(self.discriminator, fakes)
+            figures["adversarial"] = networks.generator_loss(self.discriminator, fakes)
             loss += weights["adversarial"] * figures["adversarial"]
-            penalty = float(training)  # has no say in how well it tells pictures apart
-            figures["discriminator"] = adversarial.discriminator_loss(self.discriminator, photographs, fakes, penalty)
-        return {**figures, "loss": loss}
+        return {**figures, "loss": loss}, (2 * self.normalise(padded), fakes)
 
-    def train_step(self, images):
+    def discriminator_loss(self, shown, penalty: float = 1.0) -> tf.Tensor:
+        """The discriminator's loss for photographs and reconstructions in -1..1; see `models/codec/adversarial.py`."""
+        return networks.discriminator_loss(self.discriminator, *shown, penalty)
+
+    def train_step(self, data):
         """One step of both players on a batch [B, P, P, 3]; in stage 1 of the autoencoder alone."""
         if self.stage == 1:
-            return super().train_step(images)
-        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
-        with tf.GradientTape(persistent=True) as tape:
-            losses = self.losses(self.batch(images), training=True)
-            mine, theirs = share * losses["loss"], share * losses["discriminator"]
-        self.optimizer.minimize(mine, self.trainable_variables, tape=tape)
-        self.discriminator_optimizer.minimize(theirs, self.discriminator.trainable_variables, tape=tape)
-        return self._update(losses)
+            return super().train_step(data)
+        return self.update_metrics(adversarial.train_step(self, data))
 
     def settings(self) -> dict[str, str]:
         """Variant, stage and weights of the losses, which its weights file tells."""
@@ -421,13 +408,13 @@ class SAESPN(Codec):
         """A new codec of stage 1, or one of the stage that is asked for with the weights of another."""
         config, variant, before = cls.entry.presets[args.preset], args.variant or VARIANTS[0], None
         if args.init_weights:
-            before = cls.from_checkpoint(args.init_weights)
+            before = storage.load_checkpoint(cls.entry.name, args.init_weights)
             if args.variant not in (None, before.variant):
                 raise UserError(f"{args.init_weights}: weights of the variant {before.variant}, not {args.variant}")
             config, variant = before.config, before.variant
         features = load_features(args.perceptual_model)
         codec = cls(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
-        return codec.warm_start(before) if before else codec
+        return training_steps.warm_start(codec, before) if before else codec
 
 
 def load_features(name: str | None) -> deep_features.Features | None:
@@ -447,19 +434,6 @@ def load_features(name: str | None) -> deep_features.Features | None:
             raise UserError(f"--perceptual_model {name}: not a file of VGG-16's weights ({reason})") from error
         logger.warning("no weights of vgg16 to be had (%s): training without the perceptual loss", reason)
         return None
-
-
-class _PartOf(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A part of another optimizer's learning rate, whatever sets that."""
-
-    def __init__(self, optimizer: tf.keras.optimizers.Optimizer, part: float):
-        self._optimizer, self._part = optimizer, part
-
-    def __call__(self, step):
-        return self._part * self._optimizer.learning_rate
-
-    def get_config(self):
-        return {"learning_rate": float(self(0))}  # for the record: it is made anew with its optimizer
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
+from models.codec import Codec, storage
 from models.codec import quality_map as user_maps
-from models.codec.base import Codec, validation_draws
+from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy.coders import ROW_BIAS, ROW_GAIN
 from models.entropy.tables import NUM_SCALES
@@ -139,7 +140,7 @@ class SFT(Codec):
     stride = (16, 16)
     # The synthesis takes z_hat, at 1/64, too: it is what reaches farthest.
     reach = Reach(unit=64, analysis=128, synthesis=256, latents=(16,), decoded=(16, 64))
-    refinable = True
+    searchable = True
     encoder_parts = ("analysis", "hyper_analysis")
 
     def __init__(self, config: Config = PRESETS["base"], lmbda: tuple[float, float] = (0.001, 0.08)):
@@ -235,7 +236,7 @@ class SFT(Codec):
         """bpp + mean of λ(q) · squared error (paper, equation 4), q a random map; see `Codec.losses`.
 
         For validation the maps are uniform, one of nine qualities for each picture, the same at each time; in training
-        pictures of low qualities count more (`Codec._level_weights` says why).
+        images of low qualities count more (`training.level_weights` says why).
 
         images: [B, H, W, 3]; or [B, H, W, 4] from data with segmentation masks, the last channel being the class of
           each pixel (0..255): some maps have a level per class then.
@@ -246,10 +247,12 @@ class SFT(Codec):
         if training:
             quality_map = quality_maps.training_maps(shape, masks)
         else:
-            level = tf.cast(validation_draws(images, VALIDATION_QUALITIES), tf.float32) / (VALIDATION_QUALITIES - 1)
+            level = tf.cast(training_steps.validation_draws(images, VALIDATION_QUALITIES), tf.float32) / (
+                VALIDATION_QUALITIES - 1
+            )
             quality_map = tf.broadcast_to(level[:, None, None, None], [*shape, 1])
-        reconstruction, bits = self(images, training=training, quality_map=quality_map)
-        figures = self.rate_and_distortion(images, reconstruction, bits, training)
+        _, reconstruction, bits = training_steps.forward(self, images, {"quality_map": quality_map}, training)
+        figures = training_steps.rate_and_distortion(images, reconstruction, bits, training)
         figures["loss"] = self.rate_distortion(images, reconstruction, figures["bpp"], quality_map)
         if training:
             figures["loss"] *= self._map_weights(quality_map)
@@ -260,7 +263,7 @@ class SFT(Codec):
         return figures
 
     def _map_weights(self, quality_map: tf.Tensor) -> tf.Tensor:
-        """What pictures with these maps count in training, [B]: `Codec._level_weights` of the mean quality."""
+        """What pictures with these maps count in training, [B]: `training.level_weights` of the mean quality."""
         low, high = self.lambdas
         fall = np.log(high / low) / 2  # of log(1 / sqrt(λ)) from quality 0 to 1
         mean_weight = (1 - np.exp(-fall)) / fall
@@ -363,7 +366,7 @@ class SFT(Codec):
         from models.tasks import task_map
 
         if self._task is None:  # kept for the next picture
-            self._task = self.training_form(), task_map.load_classifier(args.task_model)
+            self._task = storage.training_form(self), task_map.load_classifier(args.task_model)
         return task_map.find_maps(*self._task, image[None], args.task_weight)
 
 

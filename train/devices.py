@@ -8,10 +8,10 @@ import os
 import secrets
 import sys
 import zlib
-from collections.abc import Iterator
 
 import tensorflow as tf
 
+from models.codec.precision import scope
 from models.io.errors import UserError
 from train.options import FitOptions
 
@@ -87,15 +87,9 @@ def verbosity(strategy: tf.distribute.Strategy) -> int:
     return 1 if sys.stdout.isatty() else 2
 
 
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
+def precision(name: str) -> contextlib.AbstractContextManager:
     """Layers that are made inside compute in the precision of a `FitOptions.mixed_precision`."""
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(_policy(name))
-    try:
-        yield
-    finally:
-        tf.keras.mixed_precision.set_global_policy(before)
+    return scope(_policy(name))
 
 
 def _policy(name: str) -> str:

@@ -63,6 +63,7 @@ class Stopwatch:
 @contextlib.contextmanager
 def stages_timed(codec, watch: Stopwatch):
     """Within, `codec` tells `watch` the seconds of its `STAGES`."""
+    from models.codec import coding
     from models.entropy import rans
     from models.tools import restoration
 
@@ -77,7 +78,7 @@ def stages_timed(codec, watch: Stopwatch):
         if hasattr(codec, "hyper_analysis"):
             patch(codec, "hyper_analysis", "analysis")
         patch(codec, "reconstruct", "synthesis")
-        patch(codec, "_fit_filter", "filter")
+        patch(coding, "fit_filter", "filter")
         patch(restoration, "apply", "filter")
         for owner in (rans.RansEncoder, rans.RansDecoder):
             for method in ("__init__", "code", "finish", "fingerprint"):

@@ -102,10 +102,10 @@ def main(argv=None) -> None:
         rounds: dict[str, list] = {"command line": [], "traced": [], "SavedModel": []}
         for number in range(args.rounds + 1 if args.rounds else 0):
             # Eagerly, as the command line runs, then as graphs.
-            codec._traced, graphs = {}, codec._traced
+            codec.graphs, graphs = None, codec.graphs
             eager = round_trip(codec, image)
             if graphs:
-                codec._traced = graphs
+                codec.graphs = graphs
             else:
                 codec.trace()
             traced, other = round_trip(codec, image), served.round_trip()

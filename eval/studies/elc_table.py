@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from eval import classical
 from eval.metrics import bpp, ms_ssim, psnr
-from models.codec import weights
-from models.codec.base import load, to_uint8
+from models.codec import load, weights
+from models.codec.coding import to_uint8
 from models.elc import perceptual_features_of
 from models.io import files
 from models.io.errors import UserError

@@ -149,11 +149,10 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
 
 
 def _add_refine_flag(parser, entry: registry.Entry) -> None:
-    if entry.codec.refinable:
+    if entry.codec.searchable:
         parser.add_argument(
             "--refine",
             type=int,
-            default=0,
             metavar="N",
             help="Fit the latents to each picture in N steps of gradient descent: better files that decode as fast, "
             "for seconds a step and megapixel. 5 bring most of it. For pictures of 4 megapixels at most.",
@@ -161,13 +160,15 @@ def _add_refine_flag(parser, entry: registry.Entry) -> None:
 
 
 def _add_effort_flag(parser, entry: registry.Entry) -> None:
-    if entry.codec.refinable:
+    from models.codec.options import DEFAULTS
+
+    if entry.codec.searchable:
         parser.add_argument(
             "--effort",
             type=int,
             metavar="N",
             help="Rounds in which better symbols are looked for, with weights whose files have them chosen by rate and "
-            f"distortion: {entry.codec.effort} by default, 0 takes the nearest symbols and is the fastest.",
+            f"distortion: {DEFAULTS.effort} by default, 0 takes the nearest symbols and is the fastest.",
         )
 
 
@@ -297,27 +298,39 @@ def _weights_path(model: str, args: argparse.Namespace) -> Path:
 
 
 def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = True):
-    """The codec of a weights file, as --tile and --effort want it where a subcommand has these."""
+    """The codec of a weights file; UserError if it cannot do what --tile, --effort and --refine ask for."""
     from models.codec import load
 
-    tile, effort = getattr(args, "tile", None), getattr(args, "effort", None)
+    tile, effort, refine = (getattr(args, name, None) for name in ("tile", "effort", "refine"))
     if tile is not None and tile < 1:
         raise UserError(f"--tile {tile}: must be at least 1")
     if effort is not None and effort < 0:
         raise UserError(f"--effort {effort}: must not be negative")
 
+    if refine is not None and refine < 0:
+        raise UserError(f"--refine {refine}: must not be negative")
     weights.check_model(path, model)
     codec = load(path, synthesis=synthesis)
     if tile is not None and codec.reach is None:
         raise UserError(
             f"--tile: each pixel depends on the whole picture with these {model} weights, which normalise over it"
         )
-    codec.tile = None if tile is None else min(tile, container.MAX_PIXELS)
-    if effort is not None:
-        if effort and not codec.rdoq:
-            raise UserError(f"--effort {effort}: files of these {model} weights take the nearest symbols")
-        codec.effort = effort
+    if effort and not codec.rdoq:
+        raise UserError(f"--effort {effort}: files of these {model} weights take the nearest symbols")
     return codec
+
+
+def _encoder_options(args: argparse.Namespace, **more):
+    """What --effort, --refine and --tile ask of the encoder, where a subcommand has them."""
+    from models.codec.options import EncoderOptions
+
+    given = {name: getattr(args, name, None) for name in ("effort", "refine")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return EncoderOptions(**given, tile=_tile(args), **more)
+
+
+def _tile(args: argparse.Namespace) -> int | None:
+    return None if getattr(args, "tile", None) is None else min(args.tile, container.MAX_PIXELS)
 
 
 def _each(inputs: Sequence[Path], work: Callable[[Path], str | None], targets: Sequence[Path] = ()) -> int:
@@ -355,9 +368,9 @@ def _compress(model: str, args: argparse.Namespace) -> int:
     targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
     codec = _load(model, _weights_path(model, args), args, synthesis=False)
     codec.rate_control.check_quality(getattr(args, "quality", None))
-    # A round of a large picture takes long.
-    codec.progress = functools.partial(tqdm, desc="choosing symbols", unit="round", delay=2, leave=False, disable=None)
-    refine = _refine_controls(args)
+    # An iteration of a large image takes long.
+    progress = functools.partial(tqdm, desc="RDOQ", unit="iteration", delay=2, leave=False, disable=None)
+    options = _encoder_options(args, progress=progress)
 
     def work(source: Path) -> str:
         target = targets[source]
@@ -365,24 +378,16 @@ def _compress(model: str, args: argparse.Namespace) -> int:
         picture = images.read_image(source)
         height, width = picture.shape[:2]
         limit = _target_bytes(args, height * width)
-        controls = codec.compress_controls(args, picture) | refine
+        controls = codec.compress_controls(args, picture)
         if limit is None:
-            data = _guarded(codec.compress, picture, **controls)
+            data = _guarded(codec.compress, picture, options, **controls)
         else:
-            data = _guarded(codec.compress_to, picture, limit, **controls)
+            data = _guarded(codec.compress_to, picture, limit, options, **controls)
         files.atomic_write(target, data, args.force)
         codec.after_compress(args, picture, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
     return _each(inputs, work, list(targets.values()))
-
-
-def _refine_controls(args: argparse.Namespace) -> dict[str, int]:
-    """What `compress` takes for --refine."""
-    steps = getattr(args, "refine", 0)
-    if steps < 0:
-        raise UserError(f"--refine {steps}: must not be negative")
-    return {"refine": steps} if steps else {}
 
 
 def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
@@ -425,7 +430,7 @@ def _decompress(model: str, args: argparse.Namespace) -> int:
         images.check_writable(target, header.height, header.width)
         codec = codec_for(header)
         controls = {} if groups is None else {"groups": groups}
-        picture = _guarded(codec.decompress, data, partial=args.partial, **controls)
+        picture = _guarded(codec.decompress, data, partial=args.partial, tile=_tile(args), **controls)
         images.write_image(target, picture, args.force)
         return f"{source} -> {target}: {picture.shape[1]}x{picture.shape[0]}"
 
@@ -470,19 +475,19 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
             )
     for quality in args.quality:
         codec.rate_control.check_quality(quality)
-    refine = _refine_controls(args)
+    options = _encoder_options(args)
     if len(inputs) * len(args.quality) >= TRACE_FROM:
-        codec.trace()
-    effort = {} if getattr(args, "effort", None) is None else {"effort": codec.effort}
+        codec.trace(options)
+    searched = {name: getattr(args, name, None) for name in ("effort", "refine")}
     facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
-    facts |= effort | refine
+    facts |= {name: value for name, value in searched.items() if value is not None}
     code, curve = 0, []
     for quality in args.quality:
         measurements = []
 
         def work(source: Path, quality=quality, measurements=measurements) -> None:
-            controls = refine if quality is None else {"quality": quality, **refine}
-            measure = _guarded(sweep.measure, codec, images.read_image(source), source.name, **controls)
+            controls = {} if quality is None else {"quality": quality}
+            measure = _guarded(sweep.measure, codec, images.read_image(source), source.name, options, **controls)
             measurements.append(measure)
 
         code = _each(inputs, work) or code
@@ -535,14 +540,17 @@ def _export(model: str, args: argparse.Namespace) -> int:
         )
     card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
     card |= weights.read_metadata(path)
+    options = _encoder_options(args)
     with exact.algorithm_independent(True if args.gpu else None):
         if args.tflite:
             from models.app import tflite
 
-            target = tflite.export(codec, args.directory, *args.tflite, version=args.version, card=card)
+            target = tflite.export(
+                codec, args.directory, *args.tflite, version=args.version, card=card, options=options
+            )
         else:
             pixels = int(args.max_megapixels * 1e6)
-            target = serving.export(codec, args.directory, args.version, max_pixels=pixels, card=card)
+            target = serving.export(codec, args.directory, args.version, pixels, card, options)
     print(f"{path} -> {target}")
     return 0
 

@@ -117,12 +117,14 @@ class Flags:
     @classmethod
     def for_training(cls, args) -> Codec:
         """The codec that the flags of `train` ask for: --preset or --init_weights, and the model's own."""
+        from models.codec import storage, training
+
         if args.init_weights:
-            codec = cls.from_checkpoint(args.init_weights, lmbda=args.lmbda)
+            codec = storage.load_checkpoint(cls.entry.name, args.init_weights, args.lmbda)
             if getattr(args, "fix", None) == "latents":
-                codec.distil_from(args.init_weights)
+                training.distil(codec, args.init_weights)
             else:
-                codec.freeze(getattr(args, "fix", None))
+                training.freeze(codec, getattr(args, "fix", None))
             return codec
         codec = cls(cls.entry.presets[args.preset], **({} if args.lmbda is None else {"lmbda": args.lmbda}))
         if getattr(args, "start", None) == "linear":

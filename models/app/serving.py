@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec
+from models.codec import Codec, coding
+from models.codec.options import DEFAULTS, EncoderOptions
 from models.entropy import container_ops
 from models.entropy.rans import CPU, require
 from models.io.errors import UserError, one_line, reason
@@ -42,13 +43,14 @@ MODEL_CARD = "model_card.json"
 WARMUP = "tf_serving_warmup_requests"
 
 
-def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable]:
+def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptions = DEFAULTS) -> dict[str, Callable]:
     """The functions of a SavedModel by the names of their signatures, see above; not traced yet.
 
     Args:
       codec: ready to code.
       max_pixels: larger pictures are refused, and batches that have more in all. What counts is what the networks work
         on, pictures padded to the codec's stride: a picture of one row takes the memory of many.
+      options: of the encoder; its tiles are the decoder's, too.
     """
     images = tf.TensorSpec([None, None, None, 3], tf.uint8, "image")
     bitstreams = tf.TensorSpec([None], tf.string, "bitstream_bytes")
@@ -77,7 +79,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
             height, width, image = check_size(*tf.unstack(shape[:3]), image)
         data, tensors = codec.rate_control.graph_from_args((shape[0], height, width), **controls)
         header = container_ops.headers(codec.entry.model_id, codec.weights_id, height, width, data)
-        payload, mark = codec._encode(image, header, tensors)
+        payload, mark = coding.encode(codec, image, header, tensors, options)
         return container_ops.pack(header, payload, mark)
 
     def named(controls) -> dict:
@@ -92,7 +94,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
         return {"bitstream_bytes": encode(image, {})}
 
     def unpack(bitstream_bytes):
-        """The arguments of `Codec._decode`, and the fingerprints of files of one size."""
+        """The arguments of `coding.decode`, and the fingerprints of files of one size."""
         (bitstream_bytes,) = check_batch(bitstream_bytes)
         control_bytes = codec.rate_control.control_bytes
         parts = container_ops.unpack(bitstream_bytes, codec.entry.model_id, codec.weights_id, control_bytes)
@@ -112,7 +114,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
     @tf.function(input_signature=[bitstreams], autograph=False)
     def decompress(bitstream_bytes):
         arguments, fingerprint = unpack(bitstream_bytes)
-        pictures, mark = codec._decode(*arguments)
+        pictures, mark = coding.decode(codec, *arguments, options.tile)
         pictures = verified(mark, fingerprint, pictures)
         return {"image": tf.cast(tf.round(tf.clip_by_value(pictures, 0.0, 255.0)), tf.uint8)}
 
@@ -120,7 +122,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS) -> dict[str, Callable
         @tf.function(input_signature=[bitstreams], autograph=False)
         def output(bitstream_bytes):
             arguments, fingerprint = unpack(bitstream_bytes)
-            latents, mark = codec._decode_latents(*arguments)
+            latents, _, mark = coding.read(codec, *arguments)
             return function(verified(mark, fingerprint, latents))
 
         return output
@@ -179,7 +181,14 @@ def _size_of_file(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return size[0], size[1]
 
 
-def export(codec: Codec, directory, version: int = 1, max_pixels: int = MAX_PIXELS, card: dict | None = None) -> Path:
+def export(
+    codec: Codec,
+    directory,
+    version: int = 1,
+    max_pixels: int = MAX_PIXELS,
+    card: dict | None = None,
+    options: EncoderOptions = DEFAULTS,
+) -> Path:
     """Writes a SavedModel to `directory`/`version`, whole or not at all. Returns that folder.
 
     Args:
@@ -188,12 +197,13 @@ def export(codec: Codec, directory, version: int = 1, max_pixels: int = MAX_PIXE
       version: of the model, 1 or above: the server takes the highest.
       max_pixels: see `signatures`.
       card: facts for assets/model_card.json.
+      options: of the encoder; its tiles are the decoder's, too.
 
     Raises:
       UserError: the version exists, or cannot be written.
     """
     target = Path(directory) / str(version)
-    write_folder(target, lambda folder, scratch: _save(codec, folder, scratch, max_pixels, card or {}))
+    write_folder(target, lambda folder, scratch: _save(codec, folder, scratch, max_pixels, card or {}, options))
     return target
 
 
@@ -221,9 +231,9 @@ def write_folder(target: Path, write: Callable[[Path, Path], None]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _save(codec: Codec, folder: Path, scratch: Path, max_pixels: int, card: dict) -> None:
+def _save(codec: Codec, folder: Path, scratch: Path, max_pixels: int, card: dict, options: EncoderOptions) -> None:
     codec.coder  # noqa: B018 - its tables are made outside of the graphs
-    functions = signatures(codec, max_pixels)
+    functions = signatures(codec, max_pixels, options)
     concrete = {name: function.get_concrete_function() for name, function in functions.items()}
     path = scratch / MODEL_CARD
     write_card(path, card)

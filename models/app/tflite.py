@@ -16,10 +16,19 @@ import tensorflow as tf
 
 from models.app import serving
 from models.codec import Codec
+from models.codec.options import DEFAULTS, EncoderOptions
 from models.io.errors import UserError
 
 
-def export(codec: Codec, directory, width: int, height: int, version: int = 1, card: dict | None = None) -> Path:
+def export(
+    codec: Codec,
+    directory,
+    width: int,
+    height: int,
+    version: int = 1,
+    card: dict | None = None,
+    options: EncoderOptions = DEFAULTS,
+) -> Path:
     """Writes compress.tflite and decompress.tflite to `directory`/tflite-`version`, whole or not at all.
 
     Args:
@@ -28,6 +37,7 @@ def export(codec: Codec, directory, width: int, height: int, version: int = 1, c
       width, height: of the pictures.
       version: 1 or above.
       card: facts for model_card.json.
+      options: of the encoder; its tiles are the decoder's, too.
 
     Returns:
       That folder.
@@ -39,7 +49,7 @@ def export(codec: Codec, directory, width: int, height: int, version: int = 1, c
 
     def write(folder: Path, _) -> None:
         folder.mkdir()
-        for name, function in functions(codec, width, height).items():
+        for name, function in functions(codec, width, height, options).items():
             (folder / f"{name}.tflite").write_bytes(convert(function))
         serving.write_card(folder / serving.MODEL_CARD, card or {})
 
@@ -47,12 +57,14 @@ def export(codec: Codec, directory, width: int, height: int, version: int = 1, c
     return target
 
 
-def functions(codec: Codec, width: int, height: int) -> dict[str, tf.types.experimental.GenericFunction]:
+def functions(
+    codec: Codec, width: int, height: int, options: EncoderOptions = DEFAULTS
+) -> dict[str, tf.types.experimental.GenericFunction]:
     """ "compress" and "decompress" of `serving.signatures`, for one picture of a fixed size."""
     codec.coder  # noqa: B018 - its tables are made outside of the graphs
     padded = codec.padded_size(height, width)
     # A server's limit is none of these files': they are for what they are made for, and for nothing larger.
-    served = serving.signatures(codec, padded[0] * padded[1])
+    served = serving.signatures(codec, padded[0] * padded[1], options)
     wishes = [  # a number, or a map
         tf.TensorSpec((1, height, width, 1)[: len(spec.shape)], spec.dtype, name)
         for name, spec in codec.rate_control.request_specs.items()

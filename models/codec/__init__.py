@@ -9,8 +9,9 @@ import importlib
 
 _HOME = {
     "Codec": "base",
-    "load": "base",
-    "load_for_training": "base",
+    "EncoderOptions": "options",
+    "load": "storage",
+    "load_for_training": "storage",
     "register": "registry",
 }
 

@@ -1,16 +1,16 @@
-"""Rate-distortion optimised quantisation: symbols that are not worth their bits give way to others.
+"""RDOQ, rate–distortion optimised quantisation: symbols move to adjacent bins where that costs less.
 
-Rounding takes the nearest symbol, whatever it costs and whatever it is good for. Encoders of video look at the
-neighbours, too, and take the one whose rate and distortion together are least (H.264's, HEVC's and VVC's reference
-encoders; Karczewicz, Ye, Chong, "Rate distortion optimized quantization", VCEG-AH21, 2008). What a symbol costs the
-tables say. What the picture would lose by another one says the gradient of its error with respect to the decoded
-latents: one pass of the synthesis, there and back, and no float form of the entropy networks as
-`models/tools/refine.py` needs. Files have the same format. Not in the papers.
+Rounding takes the nearest bin, whatever it costs. Encoders of video look at the neighbours, too, and take the one whose
+rate and distortion together are least (H.264's, HEVC's and VVC's reference encoders; Karczewicz, Ye, Chong, "Rate
+distortion optimized quantization", VCEG-AH21, 2008). The rate comes from the tables. The change of the distortion comes
+from the gradient of the squared error with respect to the decoded latents: one pass of the synthesis, forward and back.
+Files have the same format. Not in the papers.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -23,70 +23,78 @@ from transforms import tiling
 #: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that. With
 #: much less the error beside the seams is that of padding, and files of high quality are 2 % worse.
 TILE = 1024
-#: Where a program makes no graphs of its own, so many rounds of a small picture are worth one of their gradients, which
-#: are most of what a round takes, and so many one of all that they do; for a large picture always. On two cores the
-#: first takes 2 s to make and the second 6 s; a round then takes 0.9 and 0.45 s instead of 1.7 s (768x512).
+#: Where a program makes no graphs of its own, so many iterations of a small image are worth a graph of their gradients,
+#: which take most of the time, and so many one of all that they do; for a large image always. On two cores the
+#: first takes 2 s to make and the second 6 s; an iteration then takes 0.9 and 0.45 s instead of 1.7 s (768x512).
 GRADIENT_GRAPH_FROM, GRAPH_FROM = 3, 9
-#: The share of the reluctance that the first of many rounds has, and by how much it grows from round to round at most.
-EAGER, STEP = 0.6, 0.06
-#: What the slopes of a round keep of those of the round before: latents that moved together see their common error from
-#: both sides. `MEMORY` at first and, with many rounds, more and more, up to `RISE` times their number or `MOST`: late
-#: rounds go by the mean of several.
-MEMORY, RISE, MOST = 0.3, 0.04, 0.7
+#: The share of the move penalty in the first of many iterations, and by how much it grows per iteration at most.
+PENALTY_START, PENALTY_STEP = 0.6, 0.06
+#: Momentum of the slopes: latents that moved together see their common error from both sides. `MOMENTUM_MIN` at first
+#: and, with many iterations, more and more, up to `MOMENTUM_SLOPE` times their number or `MOMENTUM_MAX`.
+MOMENTUM_MIN, MOMENTUM_SLOPE, MOMENTUM_MAX = 0.3, 0.04, 0.7
 
 
-def optimise_symbols(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Latents of which some have moved to the next symbol, where that is better by rate and distortion.
+def optimise_symbols(
+    codec,
+    images: tf.Tensor,
+    analysed: tf.Tensor,
+    controls: dict[str, tf.Tensor],
+    iterations: int,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> tf.Tensor:
+    """Moves latents to adjacent bins where the rate–distortion cost falls.
 
-    What a move of one step does to λ times the squared error is estimated as its slope there and some bits of
-    reluctance. For one latent alone these are 6 / ln 2 = 8.7 bits where the step size is right for λ (6 dB a bit).
-    Latents that move together are in each other's way, so it takes more, `Codec.rdoq`, and only every other latent may
-    move in a round, of which there are `Codec.effort`. Early rounds are less reluctant, as in annealing: they leave
-    what rounding gave, and if they overdo it, later rounds have the time to take that back.
+    What a move of one step does to λ times the squared error is estimated as its slope there and a move penalty in
+    bits. For one latent alone the penalty is 6 / ln 2 = 8.7 bits where the step size is right for λ (6 dB a bit).
+    Latents that move together interact, so it takes more (`Codec.rdoq`), and only every other latent may move in an
+    iteration. Early iterations have a smaller penalty, as in annealing: they leave what rounding gave, and if they
+    move too much, later iterations have the time to take that back.
 
     Args:
       codec: with tables; `analyse` gives one tensor of latents, and losses are of squared errors.
-      images: padded pictures, [B, H, W, 3] in 0..255.
+      images: padded images, [B, H, W, 3] in 0..255.
       analysed: what `Codec.analyse` makes of them.
       controls: of `Codec.transmit`, padded.
+      iterations: how many; 0 keeps the nearest bins.
+      progress: wraps the range of iterations where they run eagerly.
 
     Returns:
-      As `analysed`; that itself where `Codec.rdoq` or `Codec.effort` is 0.
+      As `analysed`; that itself where `Codec.rdoq` or `iterations` is 0.
     """
-    if not codec.rdoq or not codec.effort:
+    if not codec.rdoq or not iterations:
         return analysed
-    bits = tf.constant(_reluctance(codec.rdoq, codec.effort), tf.float32)
-    memory = tf.constant(_memory(codec.effort), tf.float32)
+    penalties = tf.constant(_penalties(codec.rdoq, iterations), tf.float32)
+    momenta = tf.constant(_momenta(iterations), tf.float32)
     eager = tf.executing_eagerly()
-    whole = eager and (codec.effort >= GRAPH_FROM or tf.size(images) > 3 * tiling.LARGE)
+    whole = eager and (iterations >= GRAPH_FROM or tf.size(images) > 3 * tiling.LARGE)
     if whole:
-        one = codec.rdoq_graphs.round
-    elif eager and codec.effort >= GRADIENT_GRAPH_FROM:
-        one = functools.partial(_round, codec, codec.rdoq_graphs.gradients)
+        one = codec.rdoq_graphs.iteration
+    elif eager and iterations >= GRADIENT_GRAPH_FROM:
+        one = functools.partial(_iteration, codec, codec.rdoq_graphs.gradients)
     else:
-        one = functools.partial(_round, codec, functools.partial(_gradients, codec))
+        one = functools.partial(_iteration, codec, functools.partial(_gradients, codec))
 
     def step(turn, latents, slopes, best, least):
-        loss, moved, slopes = one(images, latents, controls, turn, bits[turn], memory[turn], slopes)
+        loss, moved, slopes = one(images, latents, controls, turn, penalties[turn], momenta[turn], slopes)
         return turn + 1, moved, slopes, *_better(latents, loss, best, least)
 
     slopes = tf.nest.map_structure(tf.zeros_like, codec.unquantised(analysed, **controls))
     state = (tf.constant(0), analysed, slopes, analysed, tf.fill(tf.shape(images)[:1], np.inf))
     if eager:
-        for _ in codec.progress(range(codec.effort)):
+        for _ in progress(range(iterations)):
             state = step(*state)
     else:
-        state = tf.while_loop(lambda turn, *_: turn < codec.effort, step, state, parallel_iterations=1)
+        state = tf.while_loop(lambda turn, *_: turn < iterations, step, state, parallel_iterations=1)
     turn, latents, slopes, best, least = state
     if whole:  # the loss, too, is sooner told by it than without a graph
-        loss, *_ = one(images, latents, controls, turn, bits[-1], memory[-1], slopes)
+        loss, *_ = one(images, latents, controls, turn, penalties[-1], momenta[-1], slopes)
     else:
         loss = _loss(codec, images, latents, controls)
     return _better(latents, loss, best, least)[0]
 
 
 class Graphs:
-    """What rounds do, as graphs for pictures of any size, each made when it is first asked for."""
+    """What an iteration does, as graphs for images of any size, each made when it is first asked for."""
 
     def __init__(self, codec):
         self._codec = codec
@@ -97,20 +105,20 @@ class Graphs:
         return tf.function(functools.partial(_gradients, self._codec), autograph=False, reduce_retracing=True)
 
     @functools.cached_property
-    def round(self):
-        """See `_round`."""
-        whole = functools.partial(_round, self._codec, functools.partial(_gradients, self._codec))
+    def iteration(self):
+        """See `_iteration`."""
+        whole = functools.partial(_iteration, self._codec, functools.partial(_gradients, self._codec))
         return tf.function(whole, autograph=False, reduce_retracing=True)
 
 
-def _reluctance(bits: float, rounds: int) -> np.ndarray:
-    """Bits for each of so many rounds: up to `bits` in equal steps, the more the rounds the further down they begin."""
-    return bits * np.linspace(max(1 - STEP * (rounds - 1), EAGER), 1, rounds)
+def _penalties(bits: float, iterations: int) -> np.ndarray:
+    """The move penalty of each iteration: up to `bits` in equal steps; the more there are, the lower it starts."""
+    return bits * np.linspace(max(1 - PENALTY_STEP * (iterations - 1), PENALTY_START), 1, iterations)
 
 
-def _memory(rounds: int) -> np.ndarray:
-    """What the slopes of each of so many rounds keep of the round before: nothing in the first."""
-    kept = np.linspace(MEMORY, np.clip(RISE * rounds, MEMORY, MOST), rounds)
+def _momenta(iterations: int) -> np.ndarray:
+    """The momentum of the slopes in each iteration: none in the first."""
+    kept = np.linspace(MOMENTUM_MIN, np.clip(MOMENTUM_SLOPE * iterations, MOMENTUM_MIN, MOMENTUM_MAX), iterations)
     kept[0] = 0
     return kept
 
@@ -121,15 +129,15 @@ def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tens
     return best, tf.ensure_shape(tf.minimum(loss, least), least.shape)
 
 
-def _round(codec, gradients_of, images: tf.Tensor, analysed: tf.Tensor, controls, turn, bits, memory, slopes):
-    """One round.
+def _iteration(codec, gradients_of, images: tf.Tensor, analysed: tf.Tensor, controls, turn, penalty, momentum, slopes):
+    """Does one iteration.
 
     Args:
       gradients_of: `_gradients` of the codec, or a graph of it.
       turn: its number, int32 [].
-      bits: of reluctance, float32 [].
-      memory: what slopes keep of those of the round before, float32 [].
-      slopes: those that the round before returned, gradients with respect to what `Codec.code` returns.
+      penalty: of a move, bits, float32 [].
+      momentum: the share that slopes keep of those of the iteration before, float32 [].
+      slopes: those that the iteration before returned, gradients with respect to what `Codec.code` returns.
 
     Returns:
       The loss of the latents given, [B]; latents after their moves; the gradients by which they moved.
@@ -141,11 +149,11 @@ def _round(codec, gradients_of, images: tf.Tensor, analysed: tf.Tensor, controls
     restored, now = gradients_of(images, decoded, controls)
     loss = _loss_of(codec, images, restored, coder, controls)
     slopes = tf.nest.map_structure(
-        lambda old, new: tf.ensure_shape(memory * old + (1 - memory) * new, old.shape), slopes, now
+        lambda old, new: tf.ensure_shape(momentum * old + (1 - momentum) * new, old.shape), slopes, now
     )
     given = [latent for latent, *_ in coder.passes]
     gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], slopes)
-    moves = [coder.moves(*one, gradient, bits) for one, gradient in zip(coder.passes, gradients, strict=True)]
+    moves = [coder.moves(*one, gradient, penalty) for one, gradient in zip(coder.passes, gradients, strict=True)]
     moves = [tf.where(checkerboard_mask(move, turn), move, 0.0) for move in moves]
     # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
     gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])
@@ -170,7 +178,7 @@ def _loss_of(codec, images: tf.Tensor, restored: tf.Tensor, coder, controls) -> 
 
 
 def checkerboard_mask(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
-    """Which latents [B, H, W, C] may move in a turn, bool [H, W, C]: neighbours take turns, as on a checkerboard."""
+    """The latents [B, H, W, C] that may move in an iteration, bool [H, W, C]: neighbours take turns."""
     rows, columns, channels = (tf.range(size) for size in tf.unstack(tf.shape(latents)[1:]))
     return (rows[:, None, None] + columns[:, None] + channels + turn) % 2 == 0
 
@@ -202,12 +210,12 @@ class _Passes(TableRate):
         self.passes.append((latent, decoded, tf.cast(tf.round(decoded - mean), tf.int32), tf.cast(rows, tf.int32)))
         return decoded
 
-    def moves(self, latent: tf.Tensor, decoded: tf.Tensor, symbols: tf.Tensor, rows: tf.Tensor, gradient, reluctance):
+    def moves(self, latent: tf.Tensor, decoded: tf.Tensor, symbols: tf.Tensor, rows: tf.Tensor, gradient, penalty):
         """By how much each latent of a pass moves: to the middle of the next symbol on either side, or not at all."""
         cost = self.cost(symbols, rows, folded=True)
         best, move = tf.zeros_like(cost), tf.zeros_like(latent)
         for step in (-1, 1):
-            saved = cost - self.cost(symbols + step, rows, folded=True) - (step * gradient + reluctance)
+            saved = cost - self.cost(symbols + step, rows, folded=True) - (step * gradient + penalty)
             move = tf.where(saved > best, decoded + step - latent, move)
             best = tf.maximum(saved, best)
         return move

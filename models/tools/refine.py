@@ -28,7 +28,7 @@ MAX_PIXELS = 4_000_000
 
 def check_refinable(codec, steps: int, batch: int, height: int, width: int) -> None:
     """UserError if a codec cannot refine, there cannot be so many steps, or not for pictures of that size."""
-    if not codec.refinable:
+    if not codec.searchable:
         raise UserError(f"{codec.entry.name} cannot refine latents")
     if steps < 0:
         raise UserError(f"the steps of refining must not be negative, and are {steps}")

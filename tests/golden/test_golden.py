@@ -17,7 +17,7 @@ from PIL import Image
 
 from eval import classical
 from eval.metrics import psnr
-from models.codec import load
+from models.codec import EncoderOptions, load
 from models.codec.weights import SHIPPED
 from models.io.images import read_image
 
@@ -80,10 +80,10 @@ def test_sft_meets_any_size(share):
     """What it sends of the quality has 17 steps; see `models.sft.DITHER`."""
     photograph = read_image(SHIPPED.parent / "eval" / "kodim23_512x384.png")
     codec = load(SHIPPED / "sft" / "small.safetensors")
-    codec.effort = 0
-    low, high = (len(codec.compress(photograph, quality=quality)) for quality in (0, 1))
+    options = EncoderOptions(effort=0)
+    low, high = (len(codec.compress(photograph, options, quality=quality)) for quality in (0, 1))
     target = round(low ** (1 - share) * high**share)
-    assert 0.97 * target < len(codec.compress_to(photograph, target)) <= target
+    assert 0.97 * target < len(codec.compress_to(photograph, target, options)) <= target
 
 
 @pytest.mark.parametrize("preset", ["small", "medium"])

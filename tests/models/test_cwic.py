@@ -9,7 +9,8 @@ import tensorflow as tf
 from PIL import Image
 
 from models.app import cli
-from models.codec.base import load, load_for_training, to_uint8
+from models.codec import load, load_for_training
+from models.codec.coding import to_uint8
 from models.cwic import CWIC, PRESETS, Config
 from models.entropy import rans, tables
 from models.entropy.coders import LatentCoder, Recorder, Replay, TableRate

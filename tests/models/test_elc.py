@@ -9,7 +9,8 @@ from PIL import Image
 
 from models import elc
 from models.app import cli
-from models.codec.base import load, load_for_training, to_uint8
+from models.codec import load, load_for_training
+from models.codec.coding import to_uint8
 from models.elc import ELC, PRESETS, STAGES, TRAINED, Config
 from models.entropy.coders import Recorder, Replay, TableRate
 from models.entropy.container import StreamError

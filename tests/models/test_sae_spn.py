@@ -10,7 +10,8 @@ from PIL import Image
 
 from models import sae_spn
 from models.app import cli
-from models.codec.base import load, load_for_training, to_uint8
+from models.codec import load, load_for_training
+from models.codec.coding import to_uint8
 from models.entropy import rans
 from models.entropy.coders import LatentCoder, Recorder, TableRate
 from models.entropy.tables import CdfBank
@@ -119,7 +120,7 @@ def test_float_and_table_rates_agree(files, codecs, crop):
     """Under the tables that the float densities are; those fitted to what the untrained networks give cost less."""
     image = tf.constant(crop(64, 64)[None])
     codec = load(files["swwae"])
-    codec._set_bank(CdfBank.from_pmfs(codec.table_rows()))
+    codec.set_bank(CdfBank.from_pmfs(codec.table_rows()))
     _, exact = codec(image)
     _, estimate = load_for_training(files["swwae"])(image)
     _, fitted = codecs["swwae"](image)

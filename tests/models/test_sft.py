@@ -13,7 +13,8 @@ from eval import sweep
 from eval.studies import region as region_program
 from models.app import cli, serving
 from models.app.serving import signatures
-from models.codec.base import load, load_for_training, to_uint8
+from models.codec import load, load_for_training
+from models.codec.coding import to_uint8
 from models.codec.quality_map import Region, paint
 from models.codec.registry import get
 from models.codec.weights import shipped
@@ -205,7 +206,7 @@ def test_loss_weighs_every_pixel_by_its_quality(sft, monkeypatch, crop):
     images = tf.constant(np.stack([crop(32, 48), crop(32, 48, top=90)]), tf.float32)
     map_ = tf.random.uniform([2, 32, 48, 1]) * np.reshape([0.3, 1.0], [2, 1, 1, 1]).astype(np.float32)
     monkeypatch.setattr("transforms.quality_maps.training_maps", lambda shape, masks: map_)
-    monkeypatch.setattr(sft, "_rate_coder", lambda training: fixed_coder(sft))
+    monkeypatch.setattr("models.codec.training.rate_coder", lambda codec, training: fixed_coder(sft))
     losses = sft.losses(images, training=True)
     reconstruction, bits = sft(images, training=True, quality_map=map_)
 

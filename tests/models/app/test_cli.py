@@ -19,7 +19,7 @@ from PIL import Image
 from variants import with_config
 
 from models.app import cli
-from models.codec import Codec
+from models.codec import Codec, storage
 from models.entropy import container
 from models.io import images
 
@@ -438,7 +438,7 @@ def test_effort(run, tiny, crop, tmp_path):
     assert run("compress", "a.png", "-f", "--effort", "0", *W) == 0
     with mock.patch("models.app.serving.export") as export:
         assert run("export", "served", "--effort", "2", *choosing) == 0
-    assert export.call_args.args[0].effort == 2
+    assert export.call_args.args[-1].effort == 2
     for command in ("compress", "evaluate"):
         assert run(command, "a.png", "-f", "--effort", "-1", *choosing) == 1
         assert run.err == "error: --effort -1: must not be negative\n"
@@ -548,7 +548,7 @@ def test_training_goes_on_from_weights_of_its_own_model_and_lambda(run, pictures
     for model in ("sft", "cwic", "sae_spn", "elc"):
         entry = get(model)
         with pytest.raises(UserError, match=f"weights of elic, not of {model}"):
-            entry.codec.from_checkpoint(tiny_weights)
+            storage.load_checkpoint(entry.name, tiny_weights)
 
 
 def test_train_compress_decompress(run, pictures, monkeypatch, tiny):

@@ -12,8 +12,8 @@ import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from models.codec import weights
-from models.codec.base import load, load_for_training, to_uint8
+from models.codec import coding, load, load_for_training, weights
+from models.codec.coding import to_uint8
 from models.elic import ELIC, PRESETS
 from models.entropy import container
 from models.entropy.coders import TableRate
@@ -199,7 +199,7 @@ def test_newer_version_and_other_files_are_refused(tiny, small_stream):
 
 @pytest.fixture(scope="module")
 def fresh(tiny, crop):
-    """A model that was just trained, so to say: other weights than the tiny one's, loud enough, and prepared."""
+    """A model that was just trained, so to say: other weights than the tiny one's, loud enough, and calibrated."""
     tf.keras.utils.set_random_seed(11)
     codec = ELIC(tiny.config, lmbda=0.03)
     codec.build_variables(training=True)
@@ -232,7 +232,7 @@ def test_saved_and_loaded_weights_do_the_same(fresh, crop, tmp_path):
     assert metadata["steps"] == "0" and metadata["model"] == "elic" and float(metadata["lambda"]) == 0.03
 
 
-def test_tables_fit_the_pictures_that_a_codec_was_prepared_with(fresh, crop):
+def test_tables_fit_the_pictures_that_a_codec_was_calibrated_with(fresh, crop):
     pictures = tf.constant(np.stack([crop(64, 64), crop(64, 64, 200, 300)]), tf.float32)
     assumed, fitted = (TableRate(bank) for bank in (CdfBank.from_pmfs(fresh.table_rows()), fresh.bank))
     for coder in (assumed, fitted):
@@ -279,11 +279,11 @@ def test_training_goes_on_from_a_weights_file(tiny_weights, tiny):
     assert np.isfinite(codec(x, training=True)[0]).all()
 
 
-def test_what_is_not_prepared_cannot_be_saved_or_code(tmp_path):
+def test_what_is_not_calibrated_cannot_be_saved_or_code(tmp_path):
     codec = ELIC(PRESETS["small"])
-    with pytest.raises(ValueError, match="prepare"):
+    with pytest.raises(ValueError, match="calibrate"):
         codec.save(tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="prepare"):
+    with pytest.raises(ValueError, match="calibrate"):
         codec.compress(np.zeros([8, 8, 3], np.uint8))
     assert not list(tmp_path.iterdir())
 
@@ -467,13 +467,13 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or None)
 def test_a_codec_is_traced_once_each_way(tiny_weights, crop, monkeypatch):
     """A function that makes variables, such as the coder's tables, is traced twice: eight seconds with `medium`."""
     codec, ways = load(tiny_weights), []
-    for name in ("_encode", "_decode"):
-        original = getattr(codec, name)
-        monkeypatch.setattr(codec, name, lambda *a, name=name, original=original: (ways.append(name), original(*a))[1])
+    for name in ("encode", "decode"):
+        original = getattr(coding, name)
+        monkeypatch.setattr(coding, name, lambda *a, name=name, original=original: (ways.append(name), original(*a))[1])
     codec.trace()
     codec.decompress(codec.compress(crop(40, 70)))
     codec.decompress(codec.compress(crop(33, 17)))
-    assert ways == ["_encode", "_decode"]
+    assert ways == ["encode", "decode"]
 
 
 def test_traced_writes_the_same_bytes_and_reads_the_same_pictures(tiny_weights, crop):

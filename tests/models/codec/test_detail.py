@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from models.app import serving, tflite
-from models.codec.base import load, to_uint8
+from models.codec import load
+from models.codec.coding import to_uint8
+from models.codec.training import warm_start
 from models.elic import ELIC, Config
 from models.io.errors import UserError
 
@@ -66,7 +68,7 @@ def test_they_learn_what_the_others_cannot_hold(narrow, batch):
         quality = tf.fill([12], 64)
         return float(tf.reduce_mean(tf.math.squared_difference(codec(batch, quality=quality)[0], batch)))
 
-    wide, twin = narrow.with_detail(24), ELIC(TINY, LAMBDAS).warm_start(narrow)
+    wide, twin = narrow.with_detail(24), warm_start(ELIC(TINY, LAMBDAS), narrow)
     for codec in (wide, twin):
         train(codec, batch, 60)
         codec.calibrate(batch)

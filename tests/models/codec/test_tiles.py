@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from models import cwic, elc, elic, sae_spn, sft
-from models.codec import load
+from models.codec import EncoderOptions, load
 from models.io.images import read_image, write_image
 from transforms import tiling
 
@@ -125,15 +125,15 @@ def test_file_and_picture_of_tiles_are_those_of_the_whole(model, golden_weights,
     picture = photograph[:250, :390]
     whole = codec.compress(picture)
     expected = codec.decompress(whole)
-    codec.tile = 128
+    options = EncoderOptions(tile=128)
     if traced:
-        codec.trace()
-    tiled = codec.compress(picture)
+        codec.trace(options)
+    tiled = codec.compress(picture, options)
     assert abs(len(tiled) - len(whole)) <= 0.001 * len(whole) + 2
-    picture = codec.decompress(whole).astype(int)
+    picture = codec.decompress(whole, tile=128).astype(int)
     assert np.abs(picture - expected).max() <= 1
     assert np.mean(picture != expected) < 1e-3
-    assert np.mean(np.abs(codec.decompress(tiled).astype(int) - expected) > 1) < 1e-2
+    assert np.mean(np.abs(codec.decompress(tiled, tile=128).astype(int) - expected) > 1) < 1e-2
 
 
 def run(model, *arguments) -> int:

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from models.app import serving
-from models.codec.base import load, load_for_training, to_uint8
+from models.codec import load, load_for_training, training
+from models.codec.coding import to_uint8
 from models.codec.lambdas import check_lambdas
 from models.elic import ELIC, Config
 from models.entropy import container
@@ -71,7 +72,7 @@ def test_in_training_levels_count_by_the_rate_that_they_are_of(monkeypatch):
     """λ of 0.001, 0.01 and 0.1: rates of 1 : 10^0.5 : 10, and so weights of 10 : 10^0.5 : 1, of the sum 3."""
     codec = ELIC(TINY, LAMBDAS)
     weights = 3 * np.array([10, 10**0.5, 1]) / (11 + 10**0.5)
-    np.testing.assert_allclose(codec._level_weights(), weights, rtol=1e-6)
+    np.testing.assert_allclose(training.level_weights(LAMBDAS), weights, rtol=1e-6)
 
     def level_number(images, shown, bpp, quality):
         return tf.cast(quality // 32 + 1, bpp.dtype)
@@ -87,9 +88,8 @@ def test_in_training_levels_count_by_the_rate_that_they_are_of(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
 def test_levels_of_training_are_equally_likely_and_spread_over_a_batch(batch):
     tf.random.set_seed(1)
-    codec = ELIC(TINY, LAMBDAS)
-    draw = tf.function(codec._training_levels)
-    draws = np.array([draw(tf.constant(batch)) for _ in range(600)])
+    draw = tf.function(training.training_levels)
+    draws = np.array([draw(tf.constant(batch), 3) for _ in range(600)])
     assert draws.shape == (600, batch)
     np.testing.assert_allclose([np.mean(draws[:, 0] == level) for level in range(3)], 1 / 3, atol=0.08)
     for levels in draws:

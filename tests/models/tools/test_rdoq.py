@@ -9,7 +9,7 @@ import tensorflow as tf
 from variants import gain, with_config
 
 from models import sft
-from models.codec import load, weights
+from models.codec import coding, load, weights
 from models.codec.distortion import MS_SSIM
 from models.elic import ELIC, PRESETS
 from models.entropy.coders import TableRate
@@ -28,7 +28,7 @@ def prepared(codec, crop, quality, height=128, width=160):
     images = tf.cast(crop(height, width)[None], tf.float32)
     _, controls = codec.rate_control.from_args([1, height, width], quality=quality)
     controls = codec.pad_controls(controls)
-    return images, controls, codec.refine_analysis(images, controls)
+    return images, controls, coding.refine_analysis(codec, images, controls)
 
 
 @pytest.mark.parametrize("path, quality", [(MEDIUM, 1), (SFT, 0)])
@@ -63,14 +63,14 @@ def test_it_pays(crop, tmp_path, path, quality, restoration, least):
     assert gain(path, tmp_path, crop(192, 256), quality, plain, choosing) >= least
 
 
-def one_round(codec, *arguments):
-    return rdoq._round(codec, functools.partial(rdoq._gradients, codec), *arguments)
+def one_iteration(codec, *arguments):
+    return rdoq._iteration(codec, functools.partial(rdoq._gradients, codec), *arguments)
 
 
-def after_round(codec, images, latents, controls, turn=0):
+def after_iteration(codec, images, latents, controls, turn=0):
     """Latents after one round that knows of none before."""
     slopes = tf.nest.map_structure(tf.zeros_like, codec.unquantised(latents, **controls))
-    return one_round(codec, images, latents, controls, turn, codec.rdoq, 0.0, slopes)[1]
+    return one_iteration(codec, images, latents, controls, turn, codec.rdoq, 0.0, slopes)[1]
 
 
 def passes_of(codec, analysed, images, controls):
@@ -84,7 +84,7 @@ def passes_of(codec, analysed, images, controls):
 def test_what_moves_goes_to_the_middle_of_a_neighbour(path, quality, crop):
     codec = load(path)
     images, controls, before = prepared(codec, crop, quality, 192, 256)
-    after = after_round(codec, images, before, controls)
+    after = after_iteration(codec, images, before, controls)
     moved = 0
     for (latent, decoded, *_), (now, *_) in zip(*(passes_of(codec, x, images, controls) for x in (before, after))):
         changed = np.abs(now - latent) > 1e-3
@@ -122,27 +122,25 @@ def test_it_is_never_worse_than_rounding(medium, crop):
     images, controls, before = prepared(medium, crop, 5)
     eager = load(MEDIUM)
     eager.config = dataclasses.replace(medium.config, rdoq=0.1)
-    moved = after_round(eager, images, before, controls)
+    moved = after_iteration(eager, images, before, controls)
     loss_before, loss_moved = (rdoq._loss(eager, images, x, controls) for x in (before, moved))
     assert loss_moved > loss_before
-    np.testing.assert_array_equal(rdoq.optimise_symbols(eager, images, before, controls), before)
+    np.testing.assert_array_equal(rdoq.optimise_symbols(eager, images, before, controls, 6), before)
 
 
 def test_rounds_are_shown_as_they_go_and_the_same_in_a_graph(crop):
-    codec, seen = load(MEDIUM), []
-    codec.effort = rdoq.GRAPH_FROM
+    codec, seen, count = load(MEDIUM), [], rdoq.GRAPH_FROM
 
     def show(turns):
         for turn in turns:
             yield turn
             seen.append(turn)
 
-    codec.progress = show
     images, controls, before = prepared(codec, crop, 4)
-    shown = rdoq.optimise_symbols(codec, images, before, controls)
-    assert seen == list(range(codec.effort))
-    traced = tf.function(rdoq.optimise_symbols, autograph=False)(codec, images, before, controls)
-    assert len(seen) == codec.effort
+    shown = rdoq.optimise_symbols(codec, images, before, controls, count, show)
+    assert seen == list(range(count))
+    traced = tf.function(rdoq.optimise_symbols, autograph=False)(codec, images, before, controls, count)
+    assert len(seen) == count
     moved = [np.abs(after - before) > 1e-3 for after in (shown, traced)]
     assert np.mean(moved[0]) > 0.001 and np.mean(moved[0] != moved[1]) < 0.05 * np.mean(moved[0])
 
@@ -154,16 +152,18 @@ def test_graphs_are_made_where_they_are_worth_it(crop):
     for rounds, graphs in (
         (rdoq.GRADIENT_GRAPH_FROM - 1, set()),
         (rdoq.GRADIENT_GRAPH_FROM, {"gradients"}),
-        (rdoq.GRAPH_FROM, {"gradients", "round"}),
+        (rdoq.GRAPH_FROM, {"gradients", "iteration"}),
     ):
-        codec.effort = rounds
-        rdoq.optimise_symbols(codec, images, before, controls)
-        assert graphs == {name for name in ("gradients", "round") if name in vars(codec.rdoq_graphs)}
-    codec.effort = 3
+        rdoq.optimise_symbols(codec, images, before, controls, rounds)
+        assert graphs == {name for name in ("gradients", "iteration") if name in vars(codec.rdoq_graphs)}
     slopes = tf.zeros_like(codec.unquantised(before, **controls))
     arguments = images, before, controls, tf.constant(0), tf.constant(9.0), tf.constant(0.0), slopes
     graphs = codec.rdoq_graphs
-    ways = functools.partial(one_round, codec), functools.partial(rdoq._round, codec, graphs.gradients), graphs.round
+    ways = (
+        functools.partial(one_iteration, codec),
+        functools.partial(rdoq._iteration, codec, graphs.gradients),
+        graphs.iteration,
+    )
     for one in ways:
         chosen.append(np.abs(one(*arguments)[1] - before) > 1e-3)
     assert chosen[0].mean() > 0.001
@@ -174,7 +174,7 @@ def test_what_does_not_pay_at_all_stays(medium, crop):
     images, controls, before = prepared(medium, crop, 4)
     reluctant = load(MEDIUM)
     reluctant.config = dataclasses.replace(medium.config, rdoq=1e6)
-    np.testing.assert_allclose(rdoq.optimise_symbols(reluctant, images, before, controls), before, atol=1e-5)
+    np.testing.assert_allclose(rdoq.optimise_symbols(reluctant, images, before, controls, 6), before, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_error(medium, crop):
@@ -200,12 +200,12 @@ def test_tiles_give_nearly_the_same(medium, crop, monkeypatch, tmp_path):
     """Gradients near the seams see less than all of the picture that a latent shows in, and filters are of a tile."""
     images, controls, analysed = prepared(medium, crop, 3, 256, 320)
     unfiltered = with_config(MEDIUM, tmp_path, restoration=False)
-    whole = after_round(unfiltered, images, analysed, controls)
+    whole = after_iteration(unfiltered, images, analysed, controls)
     monkeypatch.setattr(rdoq, "TILE", 128)
-    tiles = after_round(unfiltered, images, analysed, controls)
+    tiles = after_iteration(unfiltered, images, analysed, controls)
     moved = np.abs(whole - analysed) > 1e-6
     assert np.mean((np.abs(tiles - analysed) > 1e-6) != moved) < 0.1 * np.mean(moved)
-    tiles = after_round(medium, images, analysed, controls)
+    tiles = after_iteration(medium, images, analysed, controls)
     assert rdoq._loss(medium, images, tiles, controls) < rdoq._loss(medium, images, analysed, controls)
 
 
@@ -214,29 +214,29 @@ def test_neighbours_take_turns(medium, crop):
     for turn in (0, 1):
         mine = np.indices(before.shape[1:]).sum(0) % 2 == turn
         np.testing.assert_array_equal(rdoq.checkerboard_mask(before, turn), mine)
-    even, odd = (np.abs(after_round(medium, images, before, controls, turn) - before) > 1e-6 for turn in (0, 1))
+    even, odd = (np.abs(after_iteration(medium, images, before, controls, turn) - before) > 1e-6 for turn in (0, 1))
     assert np.any(even) and np.any(odd) and not np.any(even & odd)
 
 
 def test_reluctance_grows_from_round_to_round():
-    np.testing.assert_allclose(rdoq._reluctance(10.0, 1), [10.0])
-    np.testing.assert_allclose(rdoq._reluctance(10.0, 3), 10 - 10 * rdoq.STEP * np.array([2, 1, 0]))
-    many = rdoq._reluctance(10.0, 50)
-    assert many[0] == pytest.approx(10 * rdoq.EAGER) and many[-1] == 10 and np.all(np.diff(many) > 0)
+    np.testing.assert_allclose(rdoq._penalties(10.0, 1), [10.0])
+    np.testing.assert_allclose(rdoq._penalties(10.0, 3), 10 - 10 * rdoq.PENALTY_STEP * np.array([2, 1, 0]))
+    many = rdoq._penalties(10.0, 50)
+    assert many[0] == pytest.approx(10 * rdoq.PENALTY_START) and many[-1] == 10 and np.all(np.diff(many) > 0)
 
 
 def test_memory_grows_in_many_rounds():
-    np.testing.assert_allclose(rdoq._memory(1), [0.0])
-    np.testing.assert_allclose(rdoq._memory(4), [0.0, *[rdoq.MEMORY] * 3])
-    many = rdoq._memory(50)
-    assert many[0] == 0 and many[1] > rdoq.MEMORY and many[-1] == rdoq.MOST and np.all(np.diff(many) > 0)
+    np.testing.assert_allclose(rdoq._momenta(1), [0.0])
+    np.testing.assert_allclose(rdoq._momenta(4), [0.0, *[rdoq.MOMENTUM_MIN] * 3])
+    many = rdoq._momenta(50)
+    assert many[0] == 0 and many[1] > rdoq.MOMENTUM_MIN and many[-1] == rdoq.MOMENTUM_MAX and np.all(np.diff(many) > 0)
 
 
 def test_rounds_remember_the_slopes_of_those_before(medium, crop):
     images, controls, latents = prepared(medium, crop, 3)
     old = tf.random.stateless_normal(latents.shape, [0, 1], 0, 50.0)
-    loss, _, first = one_round(medium, images, latents, controls, 0, medium.rdoq, 0.0, old)
-    _, _, later = one_round(medium, images, latents, controls, 1, medium.rdoq, 0.4, old)
+    loss, _, first = one_iteration(medium, images, latents, controls, 0, medium.rdoq, 0.0, old)
+    _, _, later = one_iteration(medium, images, latents, controls, 1, medium.rdoq, 0.4, old)
     decoded = medium.code(TableRate(medium.bank), latents, tf.shape(images)[:3], **controls)
     now = rdoq._gradients(medium, images, decoded, controls)[1]
     np.testing.assert_allclose(first, now, rtol=1e-3, atol=1e-3)
@@ -249,7 +249,7 @@ def test_memory_and_eagerness_pay(medium, crop, monkeypatch):
     cases = [prepared(medium, crop, quality, 192, 256) for quality in range(1, 7)]
 
     def log_loss():
-        chosen = [rdoq.optimise_symbols(medium, images, latents, controls) for images, controls, latents in cases]
+        chosen = [rdoq.optimise_symbols(medium, images, latents, controls, 6) for images, controls, latents in cases]
         losses = [rdoq._loss(medium, case[0], latents, case[1]) for case, latents in zip(cases, chosen)]
         return np.mean(np.log(losses))
 
@@ -265,8 +265,8 @@ def test_a_batch_is_worked_through_picture_by_picture(medium, crop):
     other = tf.reverse(images, [2])
     pair = tf.concat([images, other], 0)
     both = {name: tf.concat([value, value], 0) for name, value in controls.items()}
-    together = after_round(medium, pair, medium.refine_analysis(pair, both), both)[0]
-    alone = after_round(medium, images, analysed, controls)[0]
+    together = after_iteration(medium, pair, coding.refine_analysis(medium, pair, both), both)[0]
+    alone = after_iteration(medium, images, analysed, controls)[0]
     assert np.mean(np.abs(together - alone) > 1e-3) < 1e-3
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from variants import with_config
 
-from models.codec import load, load_for_training, weights
+from models.codec import EncoderOptions, load, load_for_training, weights
 from models.elic import ELIC, Config
 from models.io.errors import UserError
 from models.tools import refine
@@ -18,9 +18,9 @@ def tiny_sft(golden_weights):
     return load(golden_weights("sft"))
 
 
-def loss_of_file(codec, picture, lmbda, **controls) -> float:
+def loss_of_file(codec, picture, lmbda, refine=0, **controls) -> float:
     """bpp + λ · MSE of a real file and what it decodes to."""
-    data = codec.compress(picture, **controls)
+    data = codec.compress(picture, EncoderOptions(refine=refine), **controls)
     mse = np.mean((codec.decompress(data).astype(float) - picture) ** 2)
     return 8 * len(data) / picture[..., 0].size + lmbda * mse
 
@@ -52,13 +52,13 @@ def test_traced_chooses_symbols_of_pictures_of_any_size(tiny_weights, tmp_path, 
     codec.trace()
     for height, width in ((48, 64), (64, 48), (32, 96)):
         picture = crop(height, width)
-        assert codec.decompress(codec.compress(picture, refine=1)).shape == picture.shape
+        assert codec.decompress(codec.compress(picture, EncoderOptions(refine=1))).shape == picture.shape
 
 
 def test_what_is_found_worse_is_not_taken(tiny_weights, crop, monkeypatch):
     monkeypatch.setattr(refine, "RATE", 30.0)
     codec, picture = load(tiny_weights), crop(48, 64)
-    assert codec.compress(picture, refine=2) == codec.compress(picture)
+    assert codec.compress(picture, EncoderOptions(refine=2)) == codec.compress(picture)
 
 
 def test_symbols_are_chosen_once_more_behind_it(tmp_path, crop):
@@ -93,9 +93,9 @@ def test_symbols_are_latents_times_their_gain():
 
 def test_what_cannot_be_refined(tiny, tiny_cwic, crop, monkeypatch):
     with pytest.raises(UserError, match="cwic cannot refine"):
-        tiny_cwic.compress(crop(32, 32), refine=1)
+        tiny_cwic.compress(crop(32, 32), EncoderOptions(refine=1))
     with pytest.raises(UserError, match="not be negative"):
-        tiny.compress(crop(32, 32), refine=-1)
+        tiny.compress(crop(32, 32), EncoderOptions(refine=-1))
     monkeypatch.setattr(refine, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match="0.001 megapixels at most"):
-        tiny.compress(crop(32, 33), refine=1)
+        tiny.compress(crop(32, 33), EncoderOptions(refine=1))

@@ -8,7 +8,7 @@ import tensorflow as tf
 from variants import gain, with_config
 
 from models import sft
-from models.codec import load, weights
+from models.codec import EncoderOptions, coding, load, storage, weights
 from models.codec.distortion import MS_SSIM
 from models.elic import ELIC, PRESETS
 from transforms.gain import STEPS
@@ -43,7 +43,7 @@ def test_files_are_what_was_estimated(model, golden_weights, tmp_path, crop):
 def test_what_is_not_sent_stays_so(medium, crop):
     images = tf.cast(crop(128, 160)[None], tf.float32)
     controls = {"quality": tf.constant([3 * STEPS])}
-    first, second = medium.analyse(images, **controls), medium.refine_analysis(images, controls)
+    first, second = medium.analyse(images, **controls), coding.refine_analysis(medium, images, controls)
     size = np.abs(first * medium.symbol_scale(**controls))
     np.testing.assert_array_equal(second[size <= 0.5], first[size <= 0.5])
     assert np.mean(np.abs(second - first)[size > 0.5] > 1e-4) > 0.9
@@ -57,7 +57,7 @@ def test_nothing_is_lost_without_rounding(medium, crop):
     def error(latents):
         return float(tf.reduce_mean((medium.reconstruct(medium.unquantised(latents, **controls)) - images) ** 2))
 
-    assert error(medium.refine_analysis(images, controls)) < 0.8 * error(medium.analyse(images, **controls))
+    assert error(coding.refine_analysis(medium, images, controls)) < 0.8 * error(medium.analyse(images, **controls))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,12 @@ def test_it_pays(crop, tmp_path, path, quality, least):
 
 def test_refinement_begins_with_what_both_gave(compensating, crop, monkeypatch):
     given, image = [], crop(64, 96)
-    monkeypatch.setattr(compensating, "_refine", lambda images, analysed, *_: given.append(analysed) or analysed)
-    data = compensating.compress(image, refine=1)
+    monkeypatch.setattr(compensating, "refiner", lambda images, analysed, *_: given.append(analysed) or analysed)
+    data = compensating.compress(image, EncoderOptions(refine=1))
     images = tf.cast(image[None], tf.float32)
-    np.testing.assert_allclose(given[0], compensating.analyse_for_encoding(images, {}), atol=1e-5)
+    np.testing.assert_allclose(
+        given[0], coding.analyse_for_encoding(compensating, images, {}, EncoderOptions()), atol=1e-5
+    )
     assert data == compensating.compress(image)
 
 
@@ -94,7 +96,7 @@ def test_which_weights_have_it():
 
 def test_training_analyses_once_and_its_validation_twice(compensating, crop, monkeypatch):
     images = tf.cast(crop(32, 32)[None], tf.float32)
-    trained, calls, analyse = compensating.training_form(), [], ELIC.analyse
+    trained, calls, analyse = storage.training_form(compensating), [], ELIC.analyse
     monkeypatch.setattr(ELIC, "analyse", lambda *args, **kwargs: calls.append(1) or analyse(*args, **kwargs))
     for codec, training, expected in ((trained, True, 1), (trained, False, 2), (compensating, False, 2)):
         calls.clear()
@@ -103,13 +105,13 @@ def test_training_analyses_once_and_its_validation_twice(compensating, crop, mon
 
 
 def test_tables_are_fitted_to_what_files_hold(compensating, crop, monkeypatch):
-    codec, seen, code = compensating.training_form(), [], ELIC.code
+    codec, seen, code = storage.training_form(compensating), [], ELIC.code
     images = crop(64, 64)[None]
     monkeypatch.setattr(ELIC, "code", lambda self, coder, given, *args, **kwargs: (
         seen.append(given) or code(self, coder, given, *args, **kwargs)
     ))  # fmt: skip
     codec.calibrate(images)
-    expected = codec.analyse_for_encoding(tf.cast(images, tf.float32), {})
+    expected = coding.analyse_for_encoding(codec, tf.cast(images, tf.float32), {}, EncoderOptions())
     assert len(seen) == 2
     for given in seen:
         np.testing.assert_allclose(given, expected, atol=1e-5)

@@ -1,10 +1,11 @@
-"""Training of one half for the other: `train --fix`."""
+"""Training with one part frozen: `train --freeze`."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from models.codec import load, load_for_training
+from models.codec.training import distil, forward, freeze
 from models.codec.weights import SHIPPED
 from models.entropy.coders import FloatRate, HardRate, SoftRate, TrainingRate
 from models.io.errors import UserError
@@ -24,9 +25,9 @@ def latents():
     return [tf.constant(random.normal(m, s, [2, 500]), tf.float32) for m, s in ((0, 2), (20, 8), (0, 1))]
 
 
-def trained(codec, fixed: str, image, sender=None) -> tuple[set[str], set[str]]:
+def trained(codec, fixed: str, image, teacher=None) -> tuple[set[str], set[str]]:
     """The names of trainable variables that a step changes, and that it does not."""
-    codec.freeze(fixed, sender)
+    freeze(codec, fixed, teacher)
     codec.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
     before = {name: variable.numpy() for name, variable in codec.named_variables().items() if variable.trainable}
     codec.train_on_batch(image[None])
@@ -63,19 +64,19 @@ def test_halves_of_sft(golden_weights, fixed, crop):
 def test_the_synthesis_learns_from_files(crop):
     """...of weights that choose symbols: what is sent, and what its bits are, is what is measured of files."""
     path = SHIPPED / "elic" / "medium.safetensors"
-    codec, sender = load_for_training(path), load(path)
+    codec, teacher = load_for_training(path), load(path)
     images = tf.cast(crop(64, 96)[None], tf.float32)
     names = set(codec.named_variables())
-    codec.freeze("latents", sender)
+    freeze(codec, "latents", teacher)
     controls = {"quality": tf.constant([64])}
-    _, expected = sender(images, **controls)
-    reconstruction, bits = codec(images, training=True, **controls)
-    validated, _ = codec(images, **controls)
+    _, expected = teacher(images, **controls)
+    _, reconstruction, bits = forward(codec, images, controls, training=True)
+    _, validated, _ = forward(codec, images, controls, training=False)
     assert bits["y"] == expected["y"] and bits["z"] == expected["z"]
     np.testing.assert_allclose(np.clip(reconstruction, 0, 255), validated, atol=1e-3)
-    latents, _ = sender._sent(images, controls, training=False)
-    np.testing.assert_allclose(reconstruction, sender.reconstruct(latents), atol=0.05)
-    changed, same = trained(codec, "latents", crop(64, 96), sender)
+    latents = teacher.quantise(images, controls, training=False).latents
+    np.testing.assert_allclose(reconstruction, teacher.reconstruct(latents), atol=0.05)
+    changed, same = trained(codec, "latents", crop(64, 96), teacher)
     assert {name.split("/")[0] for name in changed} == set(codec.decoder_parts)
     assert same and not {name for name in same if name.startswith("synthesis/") and "kernel" in name}
     assert set(codec.named_variables()) == names | {n for n in codec.named_variables() if n.startswith("optimizer")}
@@ -84,9 +85,9 @@ def test_the_synthesis_learns_from_files(crop):
 def test_whose_files_it_can_learn_from(tiny_weights):
     several = load_for_training(tiny_weights, lmbda=[0.003, 0.01])
     with pytest.raises(UserError, match="are of 1 λ, and --lambda has"):
-        several.distil_from(tiny_weights)
-    with pytest.raises(ValueError, match="need a sender"):
-        several.freeze("latents")
+        distil(several, tiny_weights)
+    with pytest.raises(ValueError, match="need a teacher"):
+        freeze(several, "latents")
 
 
 def test_all_learn_where_nothing_is_fixed(codec):
