@@ -276,7 +276,7 @@ class SAESPN(Codec):
         """The rows of the CDF bank before they are fitted."""
         return tables.bernoulli_rows()
 
-    def compress_batch(self, images: np.ndarray, **controls) -> list[bytes]:
+    def compress_batch(self, images: np.ndarray, *options, **controls) -> list[bytes]:
         """See `Codec`. Warns of pictures that instance normalisation makes something else of than of crops."""
         if (
             self.config.norm == "instance"
@@ -290,7 +290,7 @@ class SAESPN(Codec):
                 ImageWarning,
                 stacklevel=2,
             )
-        return super().compress_batch(images, **controls)
+        return super().compress_batch(images, *options, **controls)
 
     # ---- training -------------------------------------------------------------------------------------------------
 

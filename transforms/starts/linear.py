@@ -6,7 +6,7 @@ nothing at first, and what else the network can do it learns from there. Here ea
 of four neighbours, which pack most of the energy into the fewest channels, and the synthesis begins as the inverse. No
 picture is needed for it: how much pixels resemble their neighbours differs little between photographs.
 
-Layers say themselves how they do it. One that changes the resolution has a method `hold(stage)`, and begins as a
+Layers say themselves how they do it. One that changes the resolution has a method `init_linear(stage)`, and begins as a
 `Stage` or, in a synthesis, as its transpose; others have `init_identity()`, or are convolutions of stride 1 before the
 first stage or behind the last.
 
@@ -116,8 +116,8 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
     """
     analysis.build()
     synthesis.build()
-    down = [layer for layer in analysis.layers if hasattr(layer, "hold")]
-    up = [layer for layer in synthesis.layers if hasattr(layer, "hold")][::-1]
+    down = [layer for layer in analysis.layers if hasattr(layer, "init_linear")]
+    up = [layer for layer in synthesis.layers if hasattr(layer, "init_linear")][::-1]
     stages = principal_components([layer.filters for layer in down])
     for number, (stage, encode, decode) in enumerate(zip(stages, down, up, strict=True)):
         scale = 1 / step if number + 1 == len(stages) else 1.0
@@ -127,7 +127,11 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
         for layer in chain.layers:
             if hasattr(layer, "init_identity"):
                 layer.init_identity()
-            elif isinstance(layer, tf.keras.layers.Conv2D) and layer.strides == (1, 1) and not hasattr(layer, "hold"):
+            elif (
+                isinstance(layer, tf.keras.layers.Conv2D)
+                and layer.strides == (1, 1)
+                and not hasattr(layer, "init_linear")
+            ):
                 _pass_colours(layer.kernel)
 
 

@@ -102,11 +102,11 @@ def test_a_held_out_picture_is_validated_at_one_level_in_any_batch(monkeypatch, 
     pictures = np.random.default_rng(0).integers(0, 256, [60, 16, 16, 3], np.uint8)
     seen = []
 
-    def call(self, images, training, quality):
-        seen.extend(quality.numpy())
-        return images, {"y": tf.zeros(tf.shape(images)[:1])}
+    def forward(self, images, controls, training):
+        seen.extend(controls["quality"].numpy())
+        return None, images, {"y": tf.zeros(tf.shape(images)[:1])}
 
-    monkeypatch.setattr(ELIC, "__call__", call)
+    monkeypatch.setattr(ELIC, "forward", forward)
     codec = ELIC(TINY, LAMBDAS)
     for first in range(0, 60, batch):
         codec.losses(pictures[first : first + batch], training=False)

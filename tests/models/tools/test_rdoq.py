@@ -254,9 +254,9 @@ def test_memory_and_eagerness_pay(medium, crop, monkeypatch):
         return np.mean(np.log(losses))
 
     annealed = log_loss()
-    monkeypatch.setattr(rdoq, "EAGER", 1.0)
+    monkeypatch.setattr(rdoq, "PENALTY_START", 1.0)
     remembering = log_loss()
-    monkeypatch.setattr(rdoq, "_memory", np.zeros)
+    monkeypatch.setattr(rdoq, "_momenta", np.zeros)
     assert annealed < remembering < log_loss()
 
 
