@@ -121,7 +121,6 @@ def _add_compress(commands, entry: registry.Entry) -> None:
     rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
     rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
     _add_effort_flag(parser, entry)
-    _add_refine_flag(parser, entry)
     _add_tile_flag(parser)
     _add_weights_flags(parser, entry)
 
@@ -146,17 +145,6 @@ def _add_decompress(commands, entry: registry.Entry) -> None:
         help="Accept a file that is cut off and show what it still holds: for a download in progress, or a damaged "
         "disk. Nothing can be verified then.",
     )
-
-
-def _add_refine_flag(parser, entry: registry.Entry) -> None:
-    if entry.codec.searchable:
-        parser.add_argument(
-            "--refine",
-            type=int,
-            metavar="N",
-            help="Fit the latents to each picture in N steps of gradient descent: better files that decode as fast, "
-            "for seconds a step and megapixel. 5 bring most of it. For pictures of 4 megapixels at most.",
-        )
 
 
 def _add_effort_flag(parser, entry: registry.Entry) -> None:
@@ -206,7 +194,6 @@ def _add_evaluate(commands, entry: registry.Entry) -> None:
         help="For weights of variable rate: qualities to measure, as `compress` takes them.",
     )
     _add_effort_flag(parser, entry)
-    _add_refine_flag(parser, entry)
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
     parser.add_argument(
         "--plot",
@@ -298,17 +285,15 @@ def _weights_path(model: str, args: argparse.Namespace) -> Path:
 
 
 def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = True):
-    """The codec of a weights file; UserError if it cannot do what --tile, --effort and --refine ask for."""
+    """The codec of a weights file; UserError if it cannot do what --tile and --effort ask for."""
     from models.codec import load
 
-    tile, effort, refine = (getattr(args, name, None) for name in ("tile", "effort", "refine"))
+    tile, effort = (getattr(args, name, None) for name in ("tile", "effort"))
     if tile is not None and tile < 1:
         raise UserError(f"--tile {tile}: must be at least 1")
     if effort is not None and effort < 0:
         raise UserError(f"--effort {effort}: must not be negative")
 
-    if refine is not None and refine < 0:
-        raise UserError(f"--refine {refine}: must not be negative")
     weights.check_model(path, model)
     codec = load(path, synthesis=synthesis)
     if tile is not None and codec.reach is None:
@@ -321,11 +306,11 @@ def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = Tr
 
 
 def _encoder_options(args: argparse.Namespace, **more):
-    """What --effort, --refine and --tile ask of the encoder, where a subcommand has them."""
+    """What --effort and --tile ask of the encoder, where a subcommand has them."""
     from models.codec.options import EncoderOptions
 
-    given = {name: getattr(args, name, None) for name in ("effort", "refine")}
-    given = {name: value for name, value in given.items() if value is not None}
+    effort = getattr(args, "effort", None)
+    given = {} if effort is None else {"effort": effort}
     return EncoderOptions(**given, tile=_tile(args), **more)
 
 
@@ -478,9 +463,9 @@ def _evaluate(model: str, args: argparse.Namespace) -> int:
     options = _encoder_options(args)
     if len(inputs) * len(args.quality) >= TRACE_FROM:
         codec.trace(options)
-    searched = {name: getattr(args, name, None) for name in ("effort", "refine")}
     facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
-    facts |= {name: value for name, value in searched.items() if value is not None}
+    if getattr(args, "effort", None) is not None:
+        facts["effort"] = options.effort
     code, curve = 0, []
     for quality in args.quality:
         measurements = []

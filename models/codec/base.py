@@ -15,7 +15,6 @@ See `models/elic.py` for how a model uses it, and `res/doc/add_a_model.md` for t
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,7 +33,6 @@ from models.codec.variables import variables_by_path
 from models.entropy import rans, tables
 from models.entropy.coders import EntropyModels
 from models.tools import rdoq, restoration
-from models.tools.refine import Refiner
 from transforms import exact
 from transforms.chain import Chain
 from transforms.gain import GainUnit
@@ -293,7 +291,6 @@ class Codec(Flags, Contract):
         self._coder: rans.RansCoder | None = None
         self.graphs: coding.Graphs | None = None  # of `trace`
         self.rdoq_graphs = rdoq.Graphs(self)
-        self.__dict__.pop("refiner", None)
 
     @property
     def coder(self) -> rans.RansCoder:
@@ -336,20 +333,18 @@ class Codec(Flags, Contract):
 
         Args:
           image: the image.
-          options: how much the encoder searches. With `refine` it imports TFC, and reads the weights file again; two
-            runs may differ in some symbols then, as threads add gradients up in any order.
+          options: how much the encoder searches.
           controls: see `RateControl.from_args`.
 
         Raises:
-          UserError: the model has no such control, or it is out of range; or `refine` where the model cannot, or the
-            image is too large for it.
+          UserError: the model has no such control, or it is out of range.
         """
         return self.compress_batch(np.asarray(image)[None], options, **controls)[0]
 
     def compress_batch(self, images: np.ndarray, options: EncoderOptions = DEFAULTS, **controls) -> list[bytes]:
         """Compresses images of one size, uint8 [B, H, W, 3], to files; see `compress`.
 
-        Without `refine` each is the same as if it were compressed alone.
+        Each is the same as if it were compressed alone.
         """
         return coding.compress_batch(self, images, options, controls)
 
@@ -398,8 +393,3 @@ class Codec(Flags, Contract):
         a coefficient here and there, where compressing looks at decoded pixels (filters, compensation).
         """
         self.graphs = coding.Graphs(self, options)
-
-    @functools.cached_property
-    def refiner(self) -> Refiner:
-        """What refines latents, with the float form of the entropy networks; reads the weights file again."""
-        return Refiner(self, storage.training_form(self))

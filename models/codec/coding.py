@@ -22,7 +22,6 @@ from models.entropy.coders import LatentCoder, TableRate
 from models.io.errors import UserError
 from models.tools import restoration
 from models.tools.rdoq import optimise_symbols
-from models.tools.refine import check_refinable
 from models.tools.target_size import largest_within
 from transforms import tiling
 
@@ -59,8 +58,6 @@ def encode(
 def analyse_for_encoding(codec: Codec, images: tf.Tensor, controls: dict[str, tf.Tensor], options: EncoderOptions):
     """Analyses padded images [B, H, W, 3] and searches for better latents, as the weights and the options allow."""
     analysed = refine_analysis(codec, images, controls, options.tile)
-    if options.refine:
-        analysed = codec.refiner(images, analysed, options.refine, controls)
     return optimise_symbols(codec, images, analysed, controls, options.effort, options.progress)
 
 
@@ -164,8 +161,6 @@ def compress_batch(codec: Codec, images: np.ndarray, options: EncoderOptions, co
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
         raise UserError(f"images must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
     batch, height, width, _ = images.shape
-    if options.refine:
-        check_refinable(codec, options.refine, batch, height, width)
     unknown = controls.keys() - inspect.signature(codec.rate_control.from_args).parameters
     if unknown:
         raise UserError(f"{codec.entry.name} has no control named {', '.join(sorted(unknown))}")
@@ -278,7 +273,7 @@ class Graphs:
         images, string, number = (tf.TensorSpec(*spec) for spec in (
             ([None, None, None, 3], tf.uint8), ([], tf.string), ([2], tf.int32)
         ))  # fmt: skip
-        self._options = dataclasses.replace(options, refine=0)
+        self._options = options
         self.tile = options.tile
         self.encode = tf.function(
             lambda *inputs: encode(codec, *inputs, self._options),

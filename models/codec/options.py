@@ -11,13 +11,11 @@ class EncoderOptions:
     """How much an encoder searches, and how it works. Files of any options decode alike.
 
     effort: RDOQ iterations before a file is written, for weights with a move penalty (`Codec.rdoq`).
-    refine: steps of gradient descent on the latents before RDOQ, see `models/tools/refine.py`.
     tile: side of the tiles in which large images are processed, in pixels; None: as `transforms.tiling` chooses.
     progress: wraps the range of RDOQ iterations where they run eagerly; `tqdm` shows how far they have come.
     """
 
     effort: int = 6
-    refine: int = 0
     tile: int | None = None
     progress: Callable[[range], Iterable[int]] = iter
 

@@ -408,21 +408,6 @@ def test_help_says_what_groups_and_partial_are_for(run):
 # --- evaluate ----------------------------------------------------------------------------------------------------
 
 
-def test_refined_files(run, tiny, crop):
-    save("a.png", crop(70, 90))
-    assert run("compress", "a.png", "--refine", "8", *W) == 0
-    data = Path("a.png.tfci").read_bytes()
-    assert data != tiny.compress(crop(70, 90))
-    assert tiny.decompress(data).shape == (70, 90, 3)
-    assert run("evaluate", "a.png", "--refine", "8", "--json", "figures.json", *W) == 0
-    figures = json.loads(Path("figures.json").read_text())
-    assert figures["refine"] == 8
-    assert figures["pictures"][0]["num_bytes"] == pytest.approx(len(data), abs=5)
-    for command in ("compress", "evaluate"):
-        assert run(command, "a.png", "-f", "--refine", "-2", *W) == 1
-        assert run.err == "error: --refine -2: must not be negative\n"
-
-
 def test_effort(run, tiny, crop, tmp_path):
     choosing = ["--weights", with_config(tiny.path, tmp_path, rdoq=1.0).path]
     save("a.png", crop(70, 90))
@@ -474,8 +459,7 @@ def test_evaluate_prints_a_table_and_writes_json(run, tiny, crop):
     assert len(json.loads(Path("figures.json").read_text())["pictures"]) == 1
 
 
-@pytest.mark.parametrize("refine", [0, 2])
-def test_evaluate_makes_graphs_for_many_files(run, crop, monkeypatch, refine):
+def test_evaluate_makes_graphs_for_many_files(run, crop, monkeypatch):
     for size, name in (((180, 200), "a.png"), ((200, 180), "b.png"), ((190, 190), "c.png")):
         save(name, crop(*size))
     trace = mock.Mock(side_effect=Codec.trace)
@@ -484,13 +468,13 @@ def test_evaluate_makes_graphs_for_many_files(run, crop, monkeypatch, refine):
     for first in (4, 3):
         monkeypatch.setattr(cli, "TRACE_FROM", first)
         assert not trace.called
-        assert run("evaluate", "?.png", "-f", "--refine", refine, "--json", "figures.json", *W) == 0
+        assert run("evaluate", "?.png", "-f", "--json", "figures.json", *W) == 0
         figures.append(json.loads(Path("figures.json").read_text())["pictures"])
     assert trace.called
     for one, other in zip(*figures):
         assert one["name"] == other["name"]
-        assert one["num_bytes"] == pytest.approx(other["num_bytes"], abs=5 if refine else 0)
-        assert one["psnr"] == pytest.approx(other["psnr"], abs=0.05 if refine else 0.001)
+        assert one["num_bytes"] == pytest.approx(other["num_bytes"], abs=0)
+        assert one["psnr"] == pytest.approx(other["psnr"], abs=0.001)
 
 
 # --- train -------------------------------------------------------------------------------------------------------

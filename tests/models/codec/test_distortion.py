@@ -7,7 +7,7 @@ from PIL import Image
 
 from eval import metrics
 from models.app import cli
-from models.codec import EncoderOptions, distortion, load, load_for_training, weights
+from models.codec import distortion, load, load_for_training, weights
 from models.elic import ELIC, Config
 from models.io.errors import UserError
 
@@ -108,19 +108,6 @@ def test_files_hold_no_filter():
     assert codec.has_filter
     codec.set_distortion("ms-ssim")
     assert not codec.has_filter
-
-
-def test_refinement_is_by_it(judged, crop):
-    codec, picture = load(judged), crop(SIDE, 192)
-
-    def loss(steps):
-        data = codec.compress(picture, EncoderOptions(refine=steps))
-        error = 1 - metrics.ms_ssim(picture, codec.decompress(data))
-        return 8 * len(data) / picture[..., 0].size + codec.lmbda * 1290 * error
-
-    assert loss(6) < 0.99 * loss(0)
-    with pytest.raises(UserError, match="refining with these weights: MS-SSIM takes 161 pixels at least, and not 160"):
-        codec.compress(crop(160, 200), EncoderOptions(refine=1))
 
 
 def test_evaluate_compares_what_it_was_trained_for(judged, tiny_weights, crop, tmp_path, capsys):

@@ -69,17 +69,6 @@ def test_it_pays(crop, tmp_path, path, quality, least):
     assert gain(path, tmp_path, crop(192, 256), quality, once, twice) > least
 
 
-def test_refinement_begins_with_what_both_gave(compensating, crop, monkeypatch):
-    given, image = [], crop(64, 96)
-    monkeypatch.setattr(compensating, "refiner", lambda images, analysed, *_: given.append(analysed) or analysed)
-    data = compensating.compress(image, EncoderOptions(refine=1))
-    images = tf.cast(image[None], tf.float32)
-    np.testing.assert_allclose(
-        given[0], coding.analyse_for_encoding(compensating, images, {}, EncoderOptions()), atol=1e-5
-    )
-    assert data == compensating.compress(image)
-
-
 def test_who_compresses_needs_the_synthesis(compensating):
     assert load(compensating.path, synthesis=False).decodes
 

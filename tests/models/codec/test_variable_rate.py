@@ -210,3 +210,17 @@ def test_each_picture_of_a_served_batch_has_its_own_quality(variable):
     damaged[container.header_bytes(container.unpack(bytes(damaged))[0]).__len__() - 1] = 65
     with pytest.raises(tf.errors.InvalidArgumentError, match="control bytes"):
         decompress(tf.constant([bytes(damaged)]))
+
+
+def test_lambda_between_levels():
+    codec = ELIC(TINY, (0.001, 0.01, 0.1))
+    white, black = tf.fill([3, 4, 4, 3], 10.0), tf.zeros([3, 4, 4, 3])
+    losses = codec.rate_distortion(white, black, tf.constant([0.0, 0.5, 2.0]), quality=tf.constant([0, 48, 64]))
+    np.testing.assert_allclose(losses, [0.1, 0.5 + 100 * 0.01 * 10**0.5, 2 + 10], rtol=1e-5)
+
+
+def test_symbols_are_latents_times_their_gain():
+    codec = ELIC(TINY, (0.001, 0.01, 0.1))
+    latents, quality = tf.random.normal([2, 3, 5, 16]), tf.constant([7, 40])
+    expected = codec.latent_gain(latents, quality)
+    np.testing.assert_allclose(latents * codec.symbol_scale(quality=quality), expected, rtol=1e-6)

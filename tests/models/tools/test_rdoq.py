@@ -282,3 +282,11 @@ def test_which_weights_have_it():
 def test_who_compresses_needs_the_synthesis(golden_weights, tmp_path):
     choosing = with_config(golden_weights("elic"), tmp_path, rdoq=8.0)
     assert load(choosing.path, synthesis=False).decodes
+
+
+def test_traced_works_for_images_of_any_size(tiny_weights, tmp_path, crop):
+    codec = with_config(tiny_weights, tmp_path, rdoq=1.0)
+    codec.trace()
+    for height, width in ((48, 64), (64, 48), (32, 96)):
+        image = crop(height, width)
+        assert codec.decompress(codec.compress(image)).shape == image.shape
