@@ -463,7 +463,7 @@ def test_evaluate_makes_graphs_for_many_files(run, crop, monkeypatch):
     for size, name in (((180, 200), "a.png"), ((200, 180), "b.png"), ((190, 190), "c.png")):
         save(name, crop(*size))
     trace = mock.Mock(side_effect=Codec.trace)
-    monkeypatch.setattr(Codec, "trace", lambda codec: trace(codec))
+    monkeypatch.setattr(Codec, "trace", lambda codec, options: trace(codec))
     figures = []
     for first in (4, 3):
         monkeypatch.setattr(cli, "TRACE_FROM", first)
