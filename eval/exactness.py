@@ -123,7 +123,7 @@ def _load_floats(codec, weights_path) -> None:
     for layer in codec.submodules:
         if isinstance(layer, EntropyNet) and not layer.built:
             layer.build()
-    codec.assign(weights.read(weights_path)[0])
+    storage.assign(codec, weights.read(weights_path)[0], str(weights_path))
 
 
 def export(codec, symbols, shape, exact: bool, directory) -> None:
