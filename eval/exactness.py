@@ -117,7 +117,7 @@ def _do_job(job: dict) -> None:
 
 def _load_floats(codec, weights_path) -> None:
     """Gives a codec loaded for coding the float form of its entropy networks as well."""
-    from models.codec import weights
+    from models.codec import storage, weights
     from transforms.exact import EntropyNet
 
     for layer in codec.submodules:
