@@ -400,10 +400,10 @@ def test_evaluate_gives_a_curve(run):
 
 
 def test_evaluate_that_is_stopped_keeps_what_it_has(run, monkeypatch):
-    def measure(codec, image, name, quality):
+    def measure(codec, image, name, *options, quality):
         if quality:
             raise KeyboardInterrupt
-        return once(codec, image, name, quality=quality)
+        return once(codec, image, name, *options, quality=quality)
 
     once = sweep.measure
     monkeypatch.setattr(sweep, "measure", measure)

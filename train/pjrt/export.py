@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec, registry, weights
+from models.codec import Codec, registry, storage, weights
 from models.io.errors import UserError
 from train.data import Crops, Source, open_data
 from train.devices import precision
@@ -370,7 +370,7 @@ def import_state(directory: str | os.PathLike, codec: Codec) -> dict:
         if state.get(what) != value:
             raise UserError(f"{directory}: a state of {what} {state.get(what)}, not {value}")
     codec.build_variables(training=True)
-    codec.assign(values, source=str(directory))
+    storage.assign(codec, values, source=str(directory))
     return state
 
 
