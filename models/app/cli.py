@@ -9,7 +9,6 @@ This is the roof of the project: the one module that reaches `train` and `eval`,
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 import warnings
@@ -18,14 +17,12 @@ from pathlib import Path
 
 from absl.flags import argparse_flags
 
+from models.app import commands
 from models.codec import registry, weights
 from models.entropy import container
 from models.io import files, images
-from models.io.errors import UserError, reason
+from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
-
-#: From so many files on `evaluate` works with graphs: making them takes longer than some of the work without.
-TRACE_FROM = 16
 
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
@@ -39,7 +36,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     try:
         code = args.command(model, args)
     except (UserError, container.StreamError) as error:
-        code = _report(str(error))
+        code = commands.report_error(str(error))
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
@@ -51,11 +48,6 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
         print(f"warning: {message}", file=sys.stderr)
 
 
-def _report(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
-
-
 # --- the parser ----------------------------------------------------------------------------------------------
 
 
@@ -64,19 +56,19 @@ def _parser(model: str) -> argparse.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
         prog=f"{model}.py", description=sys.modules[entry.codec.__module__].__doc__.split("\n")[0]
     )
-    commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
-    _add_train(commands, model, entry)
-    _add_compress(commands, entry)
-    _add_decompress(commands, entry)
-    _add_evaluate(commands, entry)
-    _add_export(commands, entry)
+    subcommands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
+    _add_train(subcommands, model, entry)
+    _add_compress(subcommands, entry)
+    _add_decompress(subcommands, entry)
+    _add_evaluate(subcommands, entry)
+    _add_export(subcommands, entry)
     for name, command in entry.codec.stream_commands.items():
-        _add_stream_command(commands, name, command)
+        _add_stream_command(subcommands, name, command)
     return parser
 
 
-def _subcommand(commands, name: str, run: Callable, help: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=help)
+def _subcommand(subcommands, name: str, run: Callable, help: str) -> argparse.ArgumentParser:
+    parser = subcommands.add_parser(name, help=help, description=help)
     parser.set_defaults(command=run)
     return parser
 
@@ -98,11 +90,11 @@ def _add_output_flags(parser, result: str, suffix: str) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="Replace files that exist.")
 
 
-def _add_train(commands, model: str, entry: registry.Entry) -> None:
+def _add_train(subcommands, model: str, entry: registry.Entry) -> None:
     from train.options import add_train_flags
     from train.pjrt.options import add_pjrt_flags
 
-    parser = _subcommand(commands, "train", _train, "Trains a model on photographs.")
+    parser = _subcommand(subcommands, "train", commands.train, "Trains a model on photographs.")
     entry.codec.add_train_flags(parser)
     parser.add_argument(
         "--preset", choices=list(entry.presets), default=next(iter(entry.presets)), help="Architecture to train."
@@ -112,8 +104,8 @@ def _add_train(commands, model: str, entry: registry.Entry) -> None:
     add_pjrt_flags(parser)
 
 
-def _add_compress(commands, entry: registry.Entry) -> None:
-    parser = _subcommand(commands, "compress", _compress, f"Compresses pictures to {STREAM_SUFFIX} files.")
+def _add_compress(subcommands, entry: registry.Entry) -> None:
+    parser = _subcommand(subcommands, "compress", commands.compress, f"Compresses pictures to {STREAM_SUFFIX} files.")
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs.")
     _add_output_flags(parser, "result", STREAM_SUFFIX)
     rate = parser.add_mutually_exclusive_group()
@@ -125,8 +117,10 @@ def _add_compress(commands, entry: registry.Entry) -> None:
     _add_weights_flags(parser, entry)
 
 
-def _add_decompress(commands, entry: registry.Entry) -> None:
-    parser = _subcommand(commands, "decompress", _decompress, f"Decompresses {STREAM_SUFFIX} files to pictures.")
+def _add_decompress(subcommands, entry: registry.Entry) -> None:
+    parser = _subcommand(
+        subcommands, "decompress", commands.decompress, f"Decompresses {STREAM_SUFFIX} files to pictures."
+    )
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
     _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
     _add_stream_weights_flag(parser)
@@ -176,11 +170,11 @@ def _add_stream_weights_flag(parser) -> None:
     )
 
 
-def _add_evaluate(commands, entry: registry.Entry) -> None:
+def _add_evaluate(subcommands, entry: registry.Entry) -> None:
     parser = _subcommand(
-        commands,
+        subcommands,
         "evaluate",
-        _evaluate,
+        commands.evaluate,
         "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
     )
     from models.codec.lambdas import numbers
@@ -228,8 +222,10 @@ def _size(text: str) -> tuple[int, int]:
 _size.__name__ = "WIDTHxHEIGHT"  # what argparse calls it in its messages
 
 
-def _add_export(commands, entry: registry.Entry) -> None:
-    parser = _subcommand(commands, "export", _export, "Writes a SavedModel that TensorFlow Serving runs as it is.")
+def _add_export(subcommands, entry: registry.Entry) -> None:
+    parser = _subcommand(
+        subcommands, "export", commands.export, "Writes a SavedModel that TensorFlow Serving runs as it is."
+    )
     parser.add_argument("directory", metavar="DIR", help="The model's base path: the SavedModel goes to DIR/VERSION.")
     parser.add_argument("--version", type=int, default=1, help="A server takes the highest it finds.")
     parser.add_argument(
@@ -257,316 +253,24 @@ def _add_export(commands, entry: registry.Entry) -> None:
     _add_weights_flags(parser, entry)
 
 
-def _add_stream_command(commands, name: str, command) -> None:
+def _add_stream_command(subcommands, name: str, command) -> None:
     """A subcommand of the model's own; see `Codec.stream_commands`."""
 
     def run(model: str, args: argparse.Namespace) -> int:
-        codec_for = _codec_finder(model, args)
+        codec_for = commands.codec_finder(model, args)
 
         def work(source: Path) -> str:
-            data = _read_bytes(source)
+            data = commands.read_bytes(source)
             codec = codec_for(container.unpack(data)[0])
-            text = _guarded(command.run, codec, args, data)
+            text = commands.guarded(command.run, codec, args, data)
             return f"{source}:\n{text}" if "\n" in text else f"{source}: {text}"
 
-        return _each(files.expand_inputs(args.inputs), work)
+        return commands.each(files.expand_inputs(args.inputs), work)
 
-    parser = _subcommand(commands, name, run, command.help)
+    parser = _subcommand(subcommands, name, run, command.help)
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
     _add_stream_weights_flag(parser)
     command.add_flags(parser)
-
-
-# --- subcommands -----------------------------------------------------------------------------------------------
-
-
-def _weights_path(model: str, args: argparse.Namespace) -> Path:
-    return Path(args.weights) if args.weights else weights.default(model, args.preset)
-
-
-def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = True):
-    """The codec of a weights file; UserError if it cannot do what --tile and --effort ask for."""
-    from models.codec import load
-
-    tile, effort = (getattr(args, name, None) for name in ("tile", "effort"))
-    if tile is not None and tile < 1:
-        raise UserError(f"--tile {tile}: must be at least 1")
-    if effort is not None and effort < 0:
-        raise UserError(f"--effort {effort}: must not be negative")
-
-    weights.check_model(path, model)
-    codec = load(path, synthesis=synthesis)
-    if tile is not None and codec.reach is None:
-        raise UserError(
-            f"--tile: each pixel depends on the whole picture with these {model} weights, which normalise over it"
-        )
-    if effort and not codec.rdoq:
-        raise UserError(f"--effort {effort}: files of these {model} weights take the nearest symbols")
-    return codec
-
-
-def _encoder_options(args: argparse.Namespace, **more):
-    """What --effort and --tile ask of the encoder, where a subcommand has them."""
-    from models.codec.options import EncoderOptions
-
-    effort = getattr(args, "effort", None)
-    given = {} if effort is None else {"effort": effort}
-    return EncoderOptions(**given, tile=_tile(args), **more)
-
-
-def _tile(args: argparse.Namespace) -> int | None:
-    return None if getattr(args, "tile", None) is None else min(args.tile, container.MAX_PIXELS)
-
-
-def _each(inputs: Sequence[Path], work: Callable[[Path], str | None], targets: Sequence[Path] = ()) -> int:
-    """Does `work` on each input and prints the line it returns; reports what fails, and goes on. Returns exit code.
-
-    targets: where results go; if that is a device, such as /dev/stdout, the lines go to stderr.
-    """
-    from tqdm import tqdm
-
-    lines = sys.stderr if any(map(files.is_device, targets)) else sys.stdout
-    code = 0
-    bar = tqdm(inputs, unit="file", leave=False, disable=None if len(inputs) > 1 else True)
-    for source in bar:
-        try:
-            line = work(source)
-            if line:
-                tqdm.write(line, file=lines)
-        except (UserError, container.StreamError) as error:
-            text = str(error)
-            with bar.external_write_mode(file=sys.stderr):
-                code = _report(text if isinstance(error, UserError) else f"{source}: {text}")
-        except MemoryError:
-            code = _report(f"{source}: not enough memory for a picture of this size")
-    return code
-
-
-def _compress(model: str, args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    for name in ("target_bpp", "target_kb"):
-        wish = getattr(args, name)
-        if wish is not None and not 0 < wish < float("inf"):
-            raise UserError(f"--{name} {wish:g}: must be a number above 0")
-    inputs = files.expand_inputs(args.inputs)
-    targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
-    codec = _load(model, _weights_path(model, args), args, synthesis=False)
-    codec.rate_control.check_quality(getattr(args, "quality", None))
-    # An iteration of a large image takes long.
-    progress = functools.partial(tqdm, desc="RDOQ", unit="iteration", delay=2, leave=False, disable=None)
-    options = _encoder_options(args, progress=progress)
-
-    def work(source: Path) -> str:
-        target = targets[source]
-        files.check_target(target, args.force)
-        picture = images.read_image(source)
-        height, width = picture.shape[:2]
-        limit = _target_bytes(args, height * width)
-        controls = codec.compress_controls(args, picture)
-        if limit is None:
-            data = _guarded(codec.compress, picture, options, **controls)
-        else:
-            data = _guarded(codec.compress_to, picture, limit, options, **controls)
-        files.atomic_write(target, data, args.force)
-        codec.after_compress(args, picture, data)
-        return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
-
-    return _each(inputs, work, list(targets.values()))
-
-
-def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
-    """The size of file that the user asked for, if any."""
-    if args.target_bpp is not None:
-        return int(args.target_bpp * pixels / 8)
-    return None if args.target_kb is None else int(args.target_kb * 1000)
-
-
-def _codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.Header], object]:
-    """Loads the codec that wrote a stream, or that of --weights, each once."""
-    codecs: dict[bytes | None, object] = {}  # by weights id: inputs may come from several sets
-
-    def codec_for(header: container.Header):
-        if header.model_id != registry.get(model).model_id:
-            other = registry.MODEL_IDS.get(header.model_id)
-            raise container.StreamError(
-                f"a stream of {other}: models/{other}.py reads it" if other else "a stream of an unknown model"
-            )
-        key = None if args.weights else header.weights_id
-        if key not in codecs:
-            path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
-            codecs[key] = _load(model, path, args)
-        return codecs[key]
-
-    return codec_for
-
-
-def _decompress(model: str, args: argparse.Namespace) -> int:
-    groups = getattr(args, "groups", None)
-    inputs = files.expand_inputs(args.inputs)
-    targets = dict(zip(inputs, files.output_paths(inputs, args.output, PICTURE_SUFFIX)))
-    codec_for = _codec_finder(model, args)
-
-    def work(source: Path) -> str:
-        target = targets[source]
-        files.check_target(target, args.force)
-        data = _read_bytes(source)
-        header, _, _ = container.unpack(data, partial=args.partial)
-        images.check_writable(target, header.height, header.width)
-        codec = codec_for(header)
-        controls = {} if groups is None else {"groups": groups}
-        picture = _guarded(codec.decompress, data, partial=args.partial, tile=_tile(args), **controls)
-        images.write_image(target, picture, args.force)
-        return f"{source} -> {target}: {picture.shape[1]}x{picture.shape[0]}"
-
-    return _each(inputs, work, list(targets.values()))
-
-
-def _guarded(function, *args, **kwargs):
-    """Calls; TensorFlow's way of running out of memory becomes Python's."""
-    import tensorflow as tf
-
-    try:
-        return function(*args, **kwargs)
-    except tf.errors.ResourceExhaustedError as error:
-        raise MemoryError from error
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
-
-
-def _evaluate(model: str, args: argparse.Namespace) -> int:
-    from eval import report, sweep
-    from models.codec.distortion import MSE
-
-    inputs = files.expand_inputs(args.inputs)
-    for target in filter(None, (args.json, args.plot)):
-        files.check_target(target, args.force)
-    path = _weights_path(model, args)
-    codec = _load(model, path, args)
-    metric = "psnr" if codec.distortion == MSE else "ms_ssim"
-    anchors = []
-    if args.anchors is not None:
-        anchors = report.comparable(report.load_anchors(args.anchors or report.ANCHORS).values(), metric)
-        if not args.anchors and {path.stem for path in inputs} != {f"kodim{n:02}" for n in range(1, 25)}:
-            print(
-                "note: these anchors are of kodim01 to kodim24, and other pictures compare with others: "
-                "python -m eval.anchors measures them",
-                file=sys.stderr,
-            )
-    for quality in args.quality:
-        codec.rate_control.check_quality(quality)
-    options = _encoder_options(args)
-    if len(inputs) * len(args.quality) >= TRACE_FROM:
-        codec.trace(options)
-    facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
-    if getattr(args, "effort", None) is not None:
-        facts["effort"] = options.effort
-    code, curve = 0, []
-    for quality in args.quality:
-        measurements = []
-
-        def work(source: Path, quality=quality, measurements=measurements) -> None:
-            controls = {} if quality is None else {"quality": quality}
-            measure = _guarded(sweep.measure, codec, images.read_image(source), source.name, options, **controls)
-            measurements.append(measure)
-
-        code = _each(inputs, work) or code
-        if not measurements:
-            return code
-        print(report.table(measurements) if quality is None else f"quality {quality:g}\n{report.table(measurements)}")
-        if args.anchors is not None:
-            print(report.standing(report.mean(measurements), anchors, metric))
-        sys.stdout.flush()  # a quality can take minutes, and this can be a file
-        curve.append(measurements)
-        if args.json:  # after each quality: who stops before the last one keeps the others
-            if len(args.quality) > 1:
-                facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
-            report.write_json(args.json, measurements, force=args.force or len(curve) > 1, **facts)
-    test = report.curve_of(f"{model} {path.stem}", curve)
-    if len(curve) > 1 and anchors:
-        print(report.bd_rates(test, anchors, metric))
-    if args.plot:
-        report.plot(args.plot, [test], anchors, metric, force=args.force)
-    if args.record and not code:
-        weights.annotate(path, **{args.record: "; ".join(map(_mean_figures, curve))})
-    return code
-
-
-def _mean_figures(measurements) -> str:
-    from eval import report
-
-    mean = report.mean(measurements)
-    figures = f"{mean['bpp']:.4f} bpp, {mean['psnr']:.3f} dB, MS-SSIM {mean['ms_ssim']:.5f}"
-    return f"{len(measurements)} pictures, real files, means: {figures}"
-
-
-def _export(model: str, args: argparse.Namespace) -> int:
-    if args.version < 1:
-        raise UserError(f"--version {args.version}: must be at least 1")
-    if not 0 < args.max_megapixels * 1e6 <= container.MAX_PIXELS:
-        limit = container.MAX_PIXELS // 10**6
-        raise UserError(f"--max_megapixels {args.max_megapixels:g}: must be above 0 and at most {limit}")
-    path = _weights_path(model, args)
-    codec = _load(model, path, args)
-    from models.app import serving
-    from transforms import exact
-
-    if codec.reach is None and args.max_megapixels > 1:
-        warnings.warn(
-            f"these {model} weights normalise over the whole picture, and were trained on small ones: colours and "
-            "contrast of large pictures may be off, and they take memory in one piece: see --max_megapixels",
-            images.ImageWarning,
-            stacklevel=1,
-        )
-    card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
-    card |= weights.read_metadata(path)
-    options = _encoder_options(args)
-    with exact.algorithm_independent(True if args.gpu else None):
-        if args.tflite:
-            from models.app import tflite
-
-            target = tflite.export(
-                codec, args.directory, *args.tflite, version=args.version, card=card, options=options
-            )
-        else:
-            pixels = int(args.max_megapixels * 1e6)
-            target = serving.export(codec, args.directory, args.version, pixels, card, options)
-    print(f"{path} -> {target}")
-    return 0
-
-
-def _train(model: str, args: argparse.Namespace) -> int:
-    from train.options import fit_options
-    from train.pjrt import options as pjrt_options
-
-    outside = pjrt_options.uses_pjrt(args)
-    options = pjrt_options.pjrt_fit_options(args) if outside else fit_options(args)
-    from train.fit import fit
-
-    entry = registry.get(model)
-    entry.codec.check_train_flags(args)
-
-    def build():
-        codec = entry.codec.for_training(args)
-        if getattr(args, "restoration", False):
-            codec.enable_filter()
-        return codec
-
-    if outside:
-        from train.pjrt import export as pjrt
-
-        path = pjrt.train(entry, build, options, args)
-        if path:
-            print(f"trained weights: {path}")
-        return 0
-    trained = fit(build, options)
-    print(f"trained weights: {trained.best} (lowest validation loss), {trained.final} (last step)")
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from variants import with_config
 
-from models.app import cli
+from models.app import commands
 from models.codec import Codec, storage
 from models.entropy import container
 from models.io import images
@@ -466,7 +466,7 @@ def test_evaluate_makes_graphs_for_many_files(run, crop, monkeypatch):
     monkeypatch.setattr(Codec, "trace", lambda codec, options: trace(codec))
     figures = []
     for first in (4, 3):
-        monkeypatch.setattr(cli, "TRACE_FROM", first)
+        monkeypatch.setattr(commands, "TRACE_FROM", first)
         assert not trace.called
         assert run("evaluate", "?.png", "-f", "--json", "figures.json", *W) == 0
         figures.append(json.loads(Path("figures.json").read_text())["pictures"])
