@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from variants import with_config
 
-from models.app import commands
+from models.app import cli, commands
 from models.codec import Codec, storage
 from models.entropy import container
 from models.io import images
