@@ -18,23 +18,22 @@ resolution: n = 64 bits a position, none of them trimmed, are 1 bit per pixel.
 
 from __future__ import annotations
 
-import dataclasses
-import os
+if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
+    from models.app.cli import main
 
-if __name__ == "__main__":  # a command line does not open with TensorFlow's log
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main("cwic")
+
+import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec, coding, storage
+from models.codec import Codec, coding
 from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy import tables
 from models.entropy.bit_context import ContextModel
-from models.io import files
 from models.io.errors import UserError
-from models.io.images import write_image
 from transforms import importance
 from transforms.networks import cwic as transforms
 from transforms.starts import binary as binary_start
@@ -113,7 +112,7 @@ that files decode everywhere.
 """
 
 
-@register("cwic", model_id=3, config=Config, presets=PRESETS)
+@register("cwic", config=Config, presets=PRESETS)
 class CWIC(Codec):
     """CWIC on the zoo's contract; see `Codec`.
 
@@ -230,62 +229,6 @@ class CWIC(Codec):
         return cls(config, int(settings.get("stage", "")), float(settings.get("ratio", "")), joint_rate)
 
     @classmethod
-    def add_train_flags(cls, parser) -> None:
-        """--stage, --ratio, --joint_rate and --restoration."""
-        parser.add_argument(
-            "--stage",
-            type=int,
-            choices=(1, 2),
-            default=1,
-            help="1 trains without the importance map, all bits are kept; 2 adds the map to weights of stage 1 "
-            "(--init_weights), and goes on at the rate that --ratio sets.",
-        )
-        parser.add_argument(
-            "--ratio",
-            type=float,
-            metavar="R",
-            help="For stage 2: the mean of the importance map to aim at, above 0 and at most 1: about the share of the "
-            "bits that are kept.",
-        )
-
-        parser.add_argument(
-            "--joint_rate",
-            action="store_true",
-            help="Let the measured bits train the transforms too, towards codes that the context model can predict. "
-            "Not in the paper; better files.",
-        )
-        cls.add_start_flag(parser)
-        cls.add_restoration_flag(parser)
-
-    @classmethod
-    def check_train_flags(cls, args) -> None:
-        """UserError if a stage lacks what it needs, or the ratio is out of its range."""
-        if args.stage == 1 and args.ratio is not None:
-            raise UserError("--ratio: stage 1 keeps all bits; the ratio is that of --stage 2")
-        if args.stage == 2 and not args.init_weights:
-            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
-        if args.stage == 2 and args.ratio is None:
-            raise UserError("--stage 2 needs a --ratio, above 0 and at most 1")
-        if args.stage == 2 and not 0 < args.ratio <= 1:
-            raise UserError(f"--ratio {args.ratio:g}: must be above 0 and at most 1")
-
-    @classmethod
-    def for_training(cls, args) -> CWIC:
-        """A new codec, one of the weights file's stage that goes on, or one of stage 2 that begins with stage 1's."""
-        if not args.init_weights:
-            codec = cls(cls.entry.presets[args.preset], joint_rate=args.joint_rate)
-            if args.start == "linear":
-                codec.init_pca()
-            return codec
-        before = storage.load_checkpoint(cls.entry.name, args.init_weights)
-        if args.stage == 1:
-            if before.stage == 2:
-                raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")
-            before.joint_rate = args.joint_rate
-            return before
-        return cls.second_stage(before, args.ratio, args.joint_rate)
-
-    @classmethod
     def second_stage(cls, before: CWIC, ratio: float, joint_rate: bool = False) -> CWIC:
         """A codec of stage 2, to be trained, with the weights of one of stage 1 or 2 that has its training variables.
 
@@ -293,51 +236,22 @@ class CWIC(Codec):
         """
         return training_steps.warm_start(cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate), before)
 
-    # ---- the importance map as a picture --------------------------------------------------------------------------
+    # ---- the importance map as an image --------------------------------------------------------------------------
 
-    def importance_picture(self, image: np.ndarray) -> np.ndarray:
+    def importance_image(self, image: np.ndarray) -> np.ndarray:
         """Where the bits go: a picture, uint8 [H, W, 3], as grey levels [H, W, 3], white where all bits are kept.
 
         Raises:
           UserError: weights of stage 1, which keep all bits everywhere.
         """
-        self._check_importance()
+        self.check_importance()
         _, p = coding.analyse_in_tiles(self, self.pad(tf.constant(image[None])), {})
         levels = self.config.levels
         grey = tf.round(importance.quantise(p, levels) * (255 / (levels - 1)))
         grey = np.repeat(np.repeat(grey[0].numpy().astype(np.uint8), 8, 0), 8, 1)
         return np.repeat(grey[: image.shape[0], : image.shape[1]], 3, -1)
 
-    def _check_importance(self) -> None:
+    def check_importance(self) -> None:
+        """UserError for weights of stage 1, which have no importance map."""
         if self.stage == 1:
             raise UserError("these weights are of stage 1, without an importance map")
-
-    @classmethod
-    def add_compress_flags(cls, parser, rate) -> None:
-        """--show_importance."""
-        parser.add_argument(
-            "--show_importance",
-            metavar="PICTURE",
-            help="Also write the importance map as a grey picture of the input's size, bright where many bits go; for "
-            "one input.",
-        )
-
-    def compress_controls(self, args, image: np.ndarray) -> dict:
-        """None; says in time what is wrong with --show_importance."""
-        if args.show_importance:
-            self._check_importance()
-            if len(files.expand_inputs(args.inputs)) > 1:
-                raise UserError("--show_importance is for one input")
-            files.check_target(args.show_importance, args.force)
-        return {}
-
-    def after_compress(self, args, image: np.ndarray, data: bytes) -> None:
-        """Writes the picture of --show_importance."""
-        if args.show_importance:
-            write_image(args.show_importance, self.importance_picture(image), args.force)
-
-
-if __name__ == "__main__":
-    from models.app.cli import main
-
-    main("cwic")

@@ -25,25 +25,25 @@ Four stages of training, each from the weights of the one before:
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
+    from models.app.cli import main
+
+    main("elc")
+
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Sequence
-
-if __name__ == "__main__":  # a command line does not open with TensorFlow's log
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
 
-from models.app.flags import StreamCommand
-from models.codec import Codec, adversarial, storage
+from models.codec import Codec, adversarial
 from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy.coders import ROW_BIAS, ROW_GAIN
 from models.entropy.tables import NUM_SCALES
-from models.io.errors import UserError, one_line
+from models.io.errors import UserError
 from models.tasks import classifier as classifiers
 from transforms import checkerboard
 from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
@@ -147,7 +147,7 @@ Where they depart from the paper:
 """
 
 
-@register("elc", model_id=5, config=Config, presets=PRESETS)
+@register("elc", config=Config, presets=PRESETS)
 class ELC(Codec):
     """ELC on the zoo's contract; see `Codec`.
 
@@ -452,129 +452,6 @@ class ELC(Codec):
                 variable.assign(values[name])
         return codec
 
-    @classmethod
-    def add_train_flags(cls, parser) -> None:
-        """--start, --stage, --lambda, --lambda_class, --classifier, --perceptual."""
-        cls.add_start_flag(parser)
-        parser.add_argument(
-            "--stage",
-            choices=STAGES,
-            default="base",
-            help="What to train. Each goes on from the weights of the stage before, or of its own (--init_weights).",
-        )
-        parser.add_argument(
-            "--lambda",
-            dest="lmbda",
-            type=float,
-            metavar="λ",
-            help="λ of the squared error on the 0..255 scale: larger is better quality and more bits. By default the "
-            f"stage's: {', '.join(f'{name} {value:.5g}' for name, value in LAMBDA.items())}.",
-        )
-        parser.add_argument(
-            "--lambda_class",
-            type=float,
-            default=LAMBDA_CLASS,
-            metavar="λ",
-            help="λ of the cross-entropy in stage classification.",
-        )
-        parser.add_argument(
-            "--classifier",
-            metavar="FILE",
-            help="For stage classification: the classifier, of `python -m train.classifier`. It stays as it is.",
-        )
-        parser.add_argument(
-            "--perceptual",
-            metavar="WEIGHTS",
-            help="For stage adversarial: compare pictures as VGG16 sees them: imagenet (Keras downloads it), a file of "
-            "Keras' for VGG16 without its top (.h5), or a classifier of ours (.safetensors). Without it that term of "
-            "the loss is off.",
-        )
-
-    @classmethod
-    def check_train_flags(cls, args) -> None:
-        """UserError if a stage lacks what it needs."""
-        before = STAGES[max(0, STAGES.index(args.stage) - 1)]
-        if args.stage != "base" and not args.init_weights:
-            raise UserError(
-                f"--stage {args.stage} goes on from the weights of stage {before}: name their file with --init_weights"
-            )
-        if args.stage == "classification" and not args.labelled:
-            raise UserError("--stage classification needs pictures with labels: name their folder with --labelled")
-        if args.classifier and args.stage != "classification":
-            raise UserError("--classifier is for --stage classification; later stages keep it")
-        if args.stage == "adversarial" and (args.runtime == "pjrt" or args.export_only or args.import_state):
-            raise UserError("--stage adversarial: not under --runtime pjrt, which knows no discriminator")
-        if args.perceptual and args.stage != "adversarial":
-            raise UserError("--perceptual is for --stage adversarial")
-        for name, value in (("--lambda", args.lmbda), ("--lambda_class", args.lambda_class)):
-            if value is not None and not 0 < value < np.inf:
-                raise UserError(f"{name} {value:g}: must be positive")
-
-    @classmethod
-    def for_training(cls, args) -> ELC:
-        """A new codec of stage "base", or one of any stage that begins with the weights of --init_weights."""
-        if not args.init_weights:
-            return super().for_training(args)
-        path, before = args.init_weights, storage.load_checkpoint(cls.entry.name, args.init_weights)
-        place = STAGES.index(args.stage)
-        allowed = STAGES[max(0, place - 1) : place + 1]
-        if before.stage not in allowed:
-            raise UserError(
-                f"{path}: weights of stage {before.stage}; --stage {args.stage} goes on from {' or '.join(allowed)}"
-            )
-        tail = classifiers.load(args.classifier) if args.classifier else None
-        if args.stage == "classification" and before.stage == "base" and tail is None:
-            raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
-        codec = cls.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=args.lambda_class)
-        if args.stage == "adversarial":
-            codec.perceptual_features = perceptual_features_of(args.perceptual)
-        return codec
-
-    # ---- the command line -----------------------------------------------------------------------------------------
-
-    def describe(self, args, data: bytes) -> str:
-        """The five most probable classes of a file, a line each; --labels FILE names them anew."""
-        probabilities = self.classify(data)
-        labels = self.labels if args.labels is None else read_labels(args.labels, len(probabilities))
-        best = np.argsort(-probabilities, kind="stable")[:5]
-        return "\n".join(f"{100 * probabilities[k]:7.2f} %  {labels[k]}" for k in best)
-
-
-ELC.stream_commands = {
-    "classify": StreamCommand(
-        "Says what pictures show, the five most probable classes, from their files: no picture is made.",
-        lambda parser: parser.add_argument(
-            "--labels", metavar="FILE", help="Names of the classes, one a line; by default those of the weights."
-        ),
-        ELC.describe,
-    )
-}
-
-
-def read_labels(path, count: int) -> list[str]:
-    """The lines of a text file. UserError if it cannot be read, or they are not `count`."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            labels = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'no UTF-8 text'}") from error
-    if len(labels) != count:
-        raise UserError(f"{path}: {len(labels)} labels, but the classifier has {count} classes")
-    return labels
-
-
-def perceptual_features_of(source: str | None) -> deep_features.Features | None:
-    """What --perceptual names; see `ELC.add_train_flags`."""
-    if source is None:
-        logger.warning("no --perceptual: the adversarial stage trains without a perceptual distance")
-        return None
-    if source.endswith(".safetensors"):
-        return classifiers.load(source).features
-    try:
-        return deep_features.vgg16(source)
-    except Exception as error:  # of h5py, of the download, of shapes: an exception type for each
-        raise UserError(f"--perceptual {source}: no weights of VGG16: {one_line(error)[:200]}") from error
-
 
 def _some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
@@ -582,9 +459,3 @@ def _some(names: Sequence[str], count: int = 3) -> str:
 
 def _architecture(widths: Sequence[int]) -> str:
     return f"a small network of widths {','.join(map(str, widths))}" if widths else "ResNet50"
-
-
-if __name__ == "__main__":
-    from models.app.cli import main
-
-    main("elc")

@@ -22,18 +22,18 @@ PCA initialisation, a second analysis before a file is written (`Codec.refine_an
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Sequence
+if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
+    from models.app.cli import main
 
-if __name__ == "__main__":  # a command line does not open with TensorFlow's log
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main("elic")
+
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from models.codec import Codec
-from models.codec.distortion import MSE, check_side
 from models.codec.registry import register
 from models.codec.training import warm_start
 from models.entropy.coders import ROW_BIAS, ROW_GAIN
@@ -113,7 +113,7 @@ PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
 """`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
 
 
-@register("elic", model_id=1, config=Config, presets=PRESETS, progressive=True)
+@register("elic", config=Config, presets=PRESETS)
 class ELIC(Codec):
     """ELIC on the zoo's contract; see `Codec`."""
 
@@ -326,49 +326,3 @@ class ELIC(Codec):
             return self.synthesis(latents)
         deep, fine = tf.split(self.synthesis_exchange(latents), [self.config.deep, self.config.detail], -1)
         return self.synthesis(deep) + self.detail_synthesis(fine)
-
-    @classmethod
-    def add_train_flags(cls, parser) -> None:
-        """The flags of all, and ELIC's own."""
-        super().add_train_flags(parser)
-        cls.add_start_flag(parser)
-        cls.add_distortion_flag(parser)
-        cls.add_restoration_flag(parser)
-        cls.add_fix_flag(parser)
-        parser.add_argument(
-            "--detail",
-            type=int,
-            metavar="N",
-            help="Add N detail channels, which are not in the paper, to --init_weights that have none: they begin with "
-            "no say, and let high rates reach a better quality.",
-        )
-
-    @classmethod
-    def check_train_flags(cls, args) -> None:
-        """See `Codec`."""
-        super().check_train_flags(args)
-        if args.detail is not None and args.detail < 1:
-            raise UserError(f"--detail {args.detail}: must be above 0")
-        if args.detail is not None and not args.init_weights:
-            raise UserError("--detail: name the weights that get detail channels with --init_weights")
-        if args.fix and args.detail:
-            raise UserError(f"--fix {args.fix}: detail channels need both encoder and decoder; leave out --detail")
-
-    @classmethod
-    def for_training(cls, args) -> ELIC:
-        """See `Codec`."""
-        codec = super().for_training(args)
-        if args.detail:
-            codec = codec.with_detail(args.detail)
-        if args.distortion:
-            codec.set_distortion(args.distortion)
-        check_side(codec.distortion, args.patchsize, f"--patchsize {args.patchsize}")
-        if args.restoration and codec.distortion != MSE:
-            raise UserError(f"--restoration: a filter is for squared errors, and these weights for {codec.distortion}")
-        return codec
-
-
-if __name__ == "__main__":
-    from models.app.cli import main
-
-    main("elic")

@@ -20,24 +20,25 @@ Raman et al.: "CompressNet: Generative Compression at Extremely Low Bitrates", W
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
+    from models.app.cli import main
+
+    main("sae_spn")
+
 import dataclasses
 import logging
-import os
 import warnings
-
-if __name__ == "__main__":  # a command line does not open with TensorFlow's log
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec, adversarial, storage
+from models.codec import Codec, adversarial
 from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy import tables
 from models.entropy.bit_context import ContextModel
 from models.entropy.coders import LOGIT_BIAS, LOGIT_GAIN
-from models.io.errors import UserError, one_line
+from models.io.errors import UserError
 from models.io.images import ImageWarning
 from transforms import quantizers, switches
 from transforms.exact import Conv, EntropyNet, Fixed, Output
@@ -161,7 +162,7 @@ class SwitchCoder(tf.Module):
         return tf.cast(2 * row + column, tf.int32)
 
 
-@register("sae_spn", model_id=4, config=Config, presets=PRESETS)
+@register("sae_spn", config=Config, presets=PRESETS)
 class SAESPN(Codec):
     """SAE-SPN and the two autoencoders it is compared with, on the zoo's contract; see `Codec`.
 
@@ -363,80 +364,3 @@ class SAESPN(Codec):
         """Inverse of `settings`."""
         weights = parse_loss_weights(settings.get("loss_weights", ""))
         return cls(config, settings.get("variant", ""), int(settings.get("stage", "")), weights)
-
-    @classmethod
-    def add_train_flags(cls, parser) -> None:
-        """--variant, --stage, --perceptual_model and --loss_weights."""
-        parser.add_argument(
-            "--variant",
-            choices=VARIANTS,
-            help="How the decoder upsamples: sae_spn by switches that it predicts (the default), sae by pixel shuffles "
-            "alone, swwae by the switches of the encoder, which its files carry.",
-        )
-        parser.add_argument(
-            "--stage",
-            type=int,
-            choices=(1, 2),
-            default=1,
-            help="1 trains the autoencoder; 2 goes on from its weights (--init_weights) against a discriminator.",
-        )
-        parser.add_argument(
-            "--perceptual_model",
-            metavar="vgg16|FILE",
-            help="Adds a perceptual loss: vgg16 takes the weights of keras.applications, FILE is a file of those "
-            "(vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5).",
-        )
-        parser.add_argument(
-            "--loss_weights",
-            default="",
-            metavar="NAME=W[,…]",
-            help="Weights of parts of the loss that differ from the paper's: "
-            + ",".join(f"{name}={value:g}" for name, value in LOSS_WEIGHTS.items()),
-        )
-
-    @classmethod
-    def check_train_flags(cls, args) -> None:
-        """UserError if a stage lacks its weights, or a file or a weight is none."""
-        parse_loss_weights(args.loss_weights)
-        if args.stage == 2 and not args.init_weights:
-            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
-        if args.perceptual_model not in (None, "vgg16") and not os.path.isfile(args.perceptual_model):
-            raise UserError(f"--perceptual_model {args.perceptual_model}: neither vgg16 nor a file")
-
-    @classmethod
-    def for_training(cls, args) -> SAESPN:
-        """A new codec of stage 1, or one of the stage that is asked for with the weights of another."""
-        config, variant, before = cls.entry.presets[args.preset], args.variant or VARIANTS[0], None
-        if args.init_weights:
-            before = storage.load_checkpoint(cls.entry.name, args.init_weights)
-            if args.variant not in (None, before.variant):
-                raise UserError(f"{args.init_weights}: weights of the variant {before.variant}, not {args.variant}")
-            config, variant = before.config, before.variant
-        features = load_features(args.perceptual_model)
-        codec = cls(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
-        return training_steps.warm_start(codec, before) if before else codec
-
-
-def load_features(name: str | None) -> deep_features.Features | None:
-    """What --perceptual_model names, as `deep_features.vgg16` gives it; None, and a line in the log, without.
-
-    Raises:
-      UserError: it is a file, and not one of VGG-16's weights.
-    """
-    if name is None:
-        logger.warning("no --perceptual_model: training without the perceptual loss")
-        return None
-    try:
-        return deep_features.vgg16("imagenet" if name == "vgg16" else name, deep_features.JOHNSON)
-    except Exception as error:  # Keras raises what the network or the format's library happens to raise
-        reason = one_line(error)[:200]
-        if name != "vgg16":
-            raise UserError(f"--perceptual_model {name}: not a file of VGG-16's weights ({reason})") from error
-        logger.warning("no weights of vgg16 to be had (%s): training without the perceptual loss", reason)
-        return None
-
-
-if __name__ == "__main__":
-    from models.app.cli import main
-
-    main("sae_spn")

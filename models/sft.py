@@ -20,17 +20,18 @@ matter: into a region, where a drawn map says so, or where a classifier looks (m
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
+    from models.app.cli import main
+
+    main("sft")
+
 import dataclasses
 import logging
-import os
-
-if __name__ == "__main__":  # a command line does not open with TensorFlow's log
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec, storage
+from models.codec import Codec
 from models.codec import quality_map as user_maps
 from models.codec import training as training_steps
 from models.codec.registry import register
@@ -127,7 +128,7 @@ PRESETS = {
 }
 
 
-@register("sft", model_id=2, config=Config, presets=PRESETS)
+@register("sft", config=Config, presets=PRESETS)
 class SFT(Codec):
     """SFT on the zoo's contract; see `Codec`.
 
@@ -282,95 +283,3 @@ class SFT(Codec):
 
     def unquantised(self, analysed, quality_map):
         return analysed, self.hyper_latent(analysed, quality_map)
-
-    # ---- the command line -------------------------------------------------------------------------------------------
-
-    @classmethod
-    def add_train_flags(cls, parser) -> None:
-        cls.add_lambda_flag(
-            parser,
-            "λ0,λ1",
-            "λ of the loss bpp + λ · squared error (0..255 scale) at qualities 0 and 1, rising exponentially in "
-            "between. By default those of the --init_weights, and the paper's without them.",
-        )
-        cls.add_start_flag(parser)
-        cls.add_restoration_flag(parser)
-        cls.add_fix_flag(parser)
-
-    @classmethod
-    def check_train_flags(cls, args) -> None:
-        super().check_train_flags(args)
-        if args.lmbda is not None and len(args.lmbda) != 2:
-            raise UserError(f"--lambda takes two numbers for SFT, of qualities 0 and 1, not {len(args.lmbda)}")
-
-    @classmethod
-    def for_training(cls, args) -> SFT:
-        logger.warning(
-            "no segmentation masks: the %.0f %% of quality maps with a level per class fall to the other kinds",
-            100 * quality_maps.SHARES["classes"],
-        )
-        return super().for_training(args)
-
-    @classmethod
-    def add_compress_flags(cls, parser, rate) -> None:
-        rate.add_argument(
-            "--quality",
-            type=float,
-            metavar="Q",
-            help="Any number from 0 (smallest files) to 1 (best pictures), for the whole picture; 0.5 by default. With "
-            "--roi: outside of the regions, 0 by default.",
-        )
-        where = parser.add_mutually_exclusive_group()
-        where.add_argument(
-            "--quality_map",
-            metavar="PICTURE",
-            help="A grey picture of any size that says where quality goes: white is 1, black is 0. Taken as it is, "
-            "except that --target_bpp and --target_kb make all of it brighter or darker.",
-        )
-        where.add_argument(
-            "--roi",
-            action="append",
-            type=user_maps.Region.parse,
-            metavar="X,Y,W,H[:Q]",
-            help="A region of interest: its left upper corner and size in pixels, and its quality, 1 by default. Give "
-            "several by repeating; where they overlap, the last one counts.",
-        )
-        where.add_argument(
-            "--task_model",
-            metavar="MODEL",
-            help="A classifier whose answer the picture has to keep at the fewest bits: a Keras SavedModel or .keras "
-            "file, or the name of a network in keras.applications. The map is found by gradient descent.",
-        )
-        parser.add_argument(
-            "--task_weight",
-            type=float,
-            default=0.1,
-            metavar="W",
-            help="With --task_model: bits per pixel that a nat of its cross-entropy is worth.",
-        )
-
-    def compress_controls(self, args, image: np.ndarray) -> dict:
-        size = image.shape[:2]
-        if args.quality is not None and (args.quality_map or args.task_model):
-            raise UserError("--quality is the map's business with --quality_map or --task_model: leave it out")
-        if args.task_model:
-            return {"quality_map": self._task_map(args, image)}
-        if args.quality_map:
-            return {"quality_map": user_maps.read_map(args.quality_map)}
-        if args.roi:
-            self.rate_control.check_quality(args.quality)
-            return {"quality_map": user_maps.paint(size, args.quality or 0.0, args.roi)}
-        return super().compress_controls(args, image)
-
-    def _task_map(self, args, image: np.ndarray) -> np.ndarray:
-        from models.tasks import task_map
-
-        if self._task is None:  # kept for the next picture
-            self._task = storage.training_form(self), task_map.load_classifier(args.task_model)
-        return task_map.find_maps(*self._task, image[None], args.task_weight)
-
-
-if __name__ == "__main__":
-    from models.app.cli import main
-
-    main("sft")

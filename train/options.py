@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.io.errors import UserError
 
@@ -15,6 +16,8 @@ STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 SCHEDULES = ("drop", "cosine")
 PRECISIONS = ("off", "auto", "float16", "bfloat16")
 OPTIMIZERS = ("adam", "soap")
+#: Photographs that ship, for a first training; their credits are beside them.
+SAMPLE_GLOB = str(Path(__file__).resolve().parent.parent / "res" / "photos" / "*.jpg")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class FitOptions:
         if sum(map(bool, (self.train_glob, self.tfds, self.labelled))) != 1:
             raise UserError("give either --train_glob or --tfds (or --labelled) to say what to train on")
         if self.labelled and self.validation_glob is not None:
-            raise UserError("--validation_glob: pictures with labels bring their own to validate on")
+            raise UserError("--validation_glob: images with labels bring their own to validate on")
         positive = ("batchsize", "patchsize", "crops_per_image", "epochs", "steps_per_epoch")
         for name in (*positive, "validation_steps", "calibration", "learning_rate"):
             if not getattr(self, name) > 0:
@@ -127,6 +130,18 @@ class FitOptions:
         return self.epochs * self.steps_per_epoch
 
 
+#: The groups of `train`'s flags, in the order of `--help`.
+GROUPS = ("data", "model", "schedule", "precision", "distribution", "fine-tuning")
+
+
+def group(parser: argparse.ArgumentParser, title: str):
+    """The group of flags of that title, of a parser that `add_train_flags` may have given some."""
+    groups = vars(parser).setdefault("groups", {})
+    if title not in groups:
+        groups[title] = parser.add_argument_group(title)
+    return groups[title]
+
+
 def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     """Adds one flag for each field of `FitOptions`, of the same name; TFC's model scripts have most of them.
 
@@ -136,65 +151,78 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     """
     default = {field.name: field.default for field in dataclasses.fields(FitOptions)}
 
-    def add(name: str, help: str, **kwargs) -> None:
+    def add(title: str, name: str, help: str, **kwargs) -> None:
         kwargs.setdefault("default", default[name])
-        parser.add_argument(f"--{name}", help=help, **kwargs)
+        group(parser, title).add_argument(f"--{name}", help=help, **kwargs)
 
-    add("train_path", "Folder for checkpoints, logs and the trained weights.", default=train_path)
+    for title in GROUPS:
+        group(parser, title)
     add(
+        "data",
         "train_glob",
-        "Glob of the training pictures, of any format; several are separated by commas, and ** descends into "
-        "folders. Quote it to keep it from the shell. Pictures smaller than the patches are skipped.",
+        "Glob of the training images; ** descends into folders, commas separate several. Quote it to keep it from the "
+        "shell. Default: sample photographs that ship with the zoo.",
     )
-    add("tfds", "Name of a TensorFlow Datasets image data set to train on instead, such as clic.")
+    add("data", "tfds", "Name of a TensorFlow Datasets image data set to train on, such as clic.")
     add(
+        "data",
         "labelled",
-        "Pictures with labels to train on instead: a folder with a folder for each class, or with train and val "
-        "that have these; or the name of a TensorFlow Datasets data set, such as oxford_flowers102. They are "
-        "scaled until the shorter side fits the patch.",
+        "Images with labels to train on: a folder with a folder for each class, or with train and val that have these; "
+        "or the name of a TensorFlow Datasets data set, such as oxford_flowers102.",
     )
+    add("data", "validation_glob", "Glob of the validation images. Default: some training images are held out.")
+    add("data", "batchsize", "Patches per training step, over all devices.", type=int)
+    add("data", "patchsize", "Side of the square training patches, in pixels. Smaller images are skipped.", type=int)
     add(
-        "validation_glob",
-        "Glob of the pictures to validate on; by default some of the training pictures are held out.",
-    )
-    add("batchsize", "Patches per training step, over all devices.", type=int)
-    add("patchsize", "Side of the square training patches, in pixels.", type=int)
-    add(
+        "data",
         "crops_per_image",
-        "Patches cut from a picture each time it is decoded. More than one helps where decoding is the bottleneck.",
+        "Patches cut from an image each time it is decoded. More than one helps where decoding is the bottleneck.",
         type=int,
     )
-    add("cache_gb", "Keep decoded pictures in memory if they need at most so many GiB.", type=float)
-    add("epochs", "Number of epochs; each ends with validation and a checkpoint.", type=int)
-    add("steps_per_epoch", "Training steps per epoch.", type=int)
+    add("data", "cache_gb", "Keep decoded images in memory if they need at most so many GiB.", type=float)
+    add("data", "validation_steps", "Batches to validate on, at most.", type=int)
     add(
+        "data",
+        "calibration",
+        "Training patches that the integers and tables of the weights files are fitted to at the end. What none of "
+        "them shows costs bits: take one of each image, if there is time.",
+        type=int,
+    )
+    add("schedule", "train_path", "Folder for checkpoints, logs and the trained weights.", default=train_path)
+    add("schedule", "resume", "Continue the run in --train_path, if there is one.", action="store_true")
+    add("schedule", "epochs", "Number of epochs; each ends with validation and a checkpoint.", type=int)
+    add("schedule", "steps_per_epoch", "Training steps per epoch.", type=int)
+    add(
+        "schedule",
         "minutes",
         "Train for so long instead of a number of epochs; the learning rate falls with the time, to its end.",
         type=float,
     )
-    add("validation_steps", "Batches to validate on, at most.", type=int)
     add(
-        "calibration",
-        "Training patches that the integers and tables of the weights files are fitted to at the end. What none of "
-        "them shows costs bits: take one of each picture, if there is time.",
-        type=int,
-    )
-    add(
+        "schedule",
         "optimizer",
-        "Adam, or SOAP: Adam in the eigenbases of the gradients, whose steps take longer and sometimes bring more.",
+        "adam, or soap: Adam in the eigenbases of the gradients, whose steps take longer and sometimes bring more.",
         choices=OPTIMIZERS,
     )
-    add("learning_rate", "Learning rate of the optimizer.", type=float)
+    add("schedule", "learning_rate", "Learning rate of the optimizer.", type=float)
     add(
+        "schedule",
         "schedule",
         "How the learning rate ends: drop to a tenth for the last steps, or fall along a cosine to 0.",
         choices=SCHEDULES,
     )
-    add("drop_share", "Part of the training that --schedule drop runs at a tenth of the rate.", type=float)
-    add("warmup_steps", "Let the learning rate rise over so many steps at the beginning.", type=int)
-    add("clipnorm", "Clip the global norm of the gradients to this; 0 does not clip.", type=float)
-    add("ema", "Momentum of a moving average of the weights, such as 0.999; 0 does not average.", type=float)
+    add("schedule", "drop_share", "Part of the training that --schedule drop runs at a tenth of the rate.", type=float)
+    add("schedule", "warmup_steps", "Let the learning rate rise over so many steps at the beginning.", type=int)
+    add("schedule", "clipnorm", "Clip the global norm of the gradients to this; 0 does not clip.", type=float)
     add(
+        "schedule",
+        "ema",
+        "Momentum of the exponential moving average of the weights, such as 0.999; 0 does not average.",
+        type=float,
+    )
+    add("schedule", "seed", "Makes the run repeatable: order and place of patches, initial weights.", type=int)
+    add(
+        "precision",
         "mixed_precision",
         "Compute the transforms, and in bfloat16 most of the entropy networks, in 16 bits. Without a value: float16 on "
         "GPUs, bfloat16 elsewhere.",
@@ -203,19 +231,21 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         choices=PRECISIONS,
     )
     add(
+        "distribution",
         "strategy",
-        "Where to train: one_device, mirrored (all GPUs of this machine), multi_worker (the cluster that "
-        "TF_CONFIG describes); auto picks one of them.",
+        "Where to train: one_device, mirrored (all GPUs of this machine), multi_worker (the cluster that TF_CONFIG "
+        "describes); auto picks one of them.",
         choices=STRATEGIES,
     )
-    add("resume", "Continue the run in --train_path, if there is one.", action="store_true")
-    add("seed", "Makes the run repeatable: order and place of patches, initial weights.", type=int)
 
 
 def fit_options(args: argparse.Namespace) -> FitOptions:
-    """The settings among parsed flags; other attributes of `args` are left alone.
+    """The settings among parsed flags; other attributes of `args` are left alone. Without data: `SAMPLE_GLOB`.
 
     Raises:
       UserError: as of `FitOptions`.
     """
-    return FitOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(FitOptions)})
+    settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(FitOptions)}
+    if not any(settings[name] for name in ("train_glob", "tfds", "labelled")):
+        settings["train_glob"] = SAMPLE_GLOB
+    return FitOptions(**settings)

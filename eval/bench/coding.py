@@ -232,18 +232,6 @@ def compressai(python: str, image: np.ndarray, threads: int) -> Peer:
         return Peer("CompressAI's side", [python, str(script), str(picture), str(threads)])  # it has read the picture
 
 
-def multiply_adds(function, inputs) -> float:
-    """Multiply-adds of a network on a tensor, or a structure of such, as TensorFlow's profiler counts them."""
-    import tensorflow as tf
-    from tensorflow.python.profiler.model_analyzer import profile
-    from tensorflow.python.profiler.option_builder import ProfileOptionBuilder
-
-    specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, inputs)
-    concrete = tf.function(function, autograph=False).get_concrete_function(specs)
-    options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
-    return profile(concrete.graph, options=options).total_float_ops / 2
-
-
 def median(rounds: list[dict[str, float]], name: str) -> float:
     return float(np.median([r[name] for r in rounds]))
 
@@ -307,6 +295,8 @@ def print_round_trip(codec, image: np.ndarray, rounds: list[dict[str, float]]) -
             f"CPU {middle[direction + ' cpu']:.2f}): "
             + ", ".join(f"{part} {seconds:.3f} ({100 * seconds / total:.1f} %)" for part, seconds in shown.items())
         )
+    from models.codec.complexity import multiply_adds
+
     work = multiply_adds(codec.reconstruct, codec.latents(codec.compress(image)))
     seconds = median(rounds, "decompress synthesis")
     pixels = np.prod(codec.padded_size(height, width))

@@ -106,11 +106,12 @@ class PjrtSteps:
 
 
 def parsed(argv=None):
-    """The flags, those of `train` that are the model's own among them, and the model's entry.
+    """The flags, those of `train` that are the model's own among them, and the model's `Flags`.
 
     Raises:
       UserError: no such model or preset, or the model's flags make no sense.
     """
+    from models.app import flags
     from models.codec import registry
 
     parser = argparse.ArgumentParser(add_help=False)
@@ -120,7 +121,8 @@ def parsed(argv=None):
     parser = argparse.ArgumentParser(prog="python -m eval.bench.train", description=about, parents=[parser])
     parser.add_argument("--preset", default="small")
     parser.add_argument("--init_weights", help="the codec is that of these weights, as with `train`")
-    entry.codec.add_train_flags(parser)
+    own = flags.of(entry.name)
+    own.add_train_flags(parser)
     parser.add_argument("--batchsize", type=int, default=8)
     parser.add_argument("--patchsize", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
@@ -131,8 +133,8 @@ def parsed(argv=None):
     args = parser.parse_args(argv)
     if args.preset not in entry.presets:
         raise UserError(f"{entry.name} has no preset {args.preset!r}; there are: {', '.join(entry.presets)}")
-    entry.codec.check_train_flags(args)
-    return args, entry
+    own.check_train_flags(args)
+    return args, own
 
 
 def main(argv=None) -> None:
@@ -142,13 +144,13 @@ def main(argv=None) -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-def run(args: argparse.Namespace, entry) -> None:
+def run(args: argparse.Namespace, own) -> None:
     """Times what the flags ask for, and prints it."""
     images = np.random.default_rng(0).integers(0, 256, [args.batchsize, args.patchsize, args.patchsize, 3], np.uint8)
     contenders: dict[str, Callable[[int], float]] = {}
 
     def build():
-        return entry.codec.for_training(args)
+        return own.for_training(args)
 
     with tempfile.TemporaryDirectory() as folder:
         for runtime in args.runtimes:

@@ -102,10 +102,10 @@ def _perceptual(which: str | None):
         return None
     import tensorflow as tf
 
-    from models.elc import perceptual_features_of
+    from models.app.flags.elc import perceptual_features
     from transforms.losses import deep_features
 
-    features = perceptual_features_of(which)
+    features = perceptual_features(which)
     return lambda *pair: float(deep_features.distance(features, *(tf.cast(x[None], tf.float32) for x in pair))[0])
 
 

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from eval import classical
 from eval.metrics import bpp, ms_ssim, psnr
+from models.app.flags.elc import perceptual_features
 from models.codec import load, weights
 from models.codec.coding import to_uint8
-from models.elc import perceptual_features_of
 from models.io import files
 from models.io.errors import UserError
 from models.tasks import classifier as classifiers
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures, part = open_test(args.labelled, args.size)
         if pictures.classes != codec.labels:
             raise UserError(f"{args.labelled}: its classes are not the labels of {path}")
-        features = perceptual_features_of(args.perceptual) if args.perceptual else None
+        features = perceptual_features(args.perceptual) if args.perceptual else None
         crops, labels = pictures.centre_crops(args.limit)
         rows = measure(codec, classifier, crops, labels, features)
     except UserError as error:

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 
 import numpy as np
 
+from models.app.flags.sft import region
 from models.codec.quality_map import Region, paint
 from models.io.errors import UserError
 from models.io.images import read_image, write_image
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m eval.studies.region", description=__doc__.split("\n")[0])
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--roi", type=Region.parse, required=True, metavar="X,Y,W,H")
+    parser.add_argument("--roi", type=region, required=True, metavar="X,Y,W,H")
     parser.add_argument("--weights", type=Path, help="of SFT; by default those that ship")
     parser.add_argument("-o", "--output", type=Path, default=Path("region.png"), help="the pictures side by side")
     args = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl.flags import argparse_flags
 
-from models.app import commands
+from models.app import commands, flags
 from models.codec import registry, weights
 from models.entropy import container
 from models.io import files, images
@@ -52,19 +52,25 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 
 def _parser(model: str) -> argparse.ArgumentParser:
-    entry = registry.get(model)
-    parser = argparse_flags.ArgumentParser(
-        prog=f"{model}.py", description=sys.modules[entry.codec.__module__].__doc__.split("\n")[0]
-    )
+    card, own = registry.card(model), flags.of(model)
+    parser = argparse_flags.ArgumentParser(prog=f"{model}.py", description=card.title)
     subcommands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
-    _add_train(subcommands, model, entry)
-    _add_compress(subcommands, entry)
-    _add_decompress(subcommands, entry)
-    _add_evaluate(subcommands, entry)
-    _add_export(subcommands, entry)
-    for name, command in entry.codec.stream_commands.items():
+    _add_train(subcommands, card, own)
+    _add_compress(subcommands, card, own)
+    _add_decompress(subcommands, card)
+    _add_evaluate(subcommands, card)
+    _add_export(subcommands, card)
+    for name, command in own.stream_commands.items():
         _add_stream_command(subcommands, name, command)
+    _subcommand(subcommands, "presets", _print_presets, "Lists the presets and the weights that ship.")
     return parser
+
+
+def _print_presets(model: str, args: argparse.Namespace) -> int:
+    from models.app import presets
+
+    print(presets.table([registry.card(model)]))
+    return 0
 
 
 def _subcommand(subcommands, name: str, run: Callable, help: str) -> argparse.ArgumentParser:
@@ -73,10 +79,10 @@ def _subcommand(subcommands, name: str, run: Callable, help: str) -> argparse.Ar
     return parser
 
 
-def _add_weights_flags(parser, entry: registry.Entry) -> None:
+def _add_weights_flags(parser, card: registry.Card) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--weights", metavar="FILE", help="Weights file (.safetensors); by default weights that ship.")
-    names = dict.fromkeys([*entry.presets, *(path.stem for path in weights.shipped(entry.name))])
+    names = dict.fromkeys([*card.presets, *(path.stem for path in weights.shipped(card.name))])
     which.add_argument("--preset", choices=list(names), help="Which of the weights that ship to use.")
 
 
@@ -90,34 +96,36 @@ def _add_output_flags(parser, result: str, suffix: str) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="Replace files that exist.")
 
 
-def _add_train(subcommands, model: str, entry: registry.Entry) -> None:
-    from train.options import add_train_flags
+def _add_train(subcommands, card: registry.Card, own: flags.Flags) -> None:
+    from train.options import add_train_flags, group
     from train.pjrt.options import add_pjrt_flags
 
     parser = _subcommand(subcommands, "train", commands.train, "Trains a model on photographs.")
-    entry.codec.add_train_flags(parser)
-    parser.add_argument(
-        "--preset", choices=list(entry.presets), default=next(iter(entry.presets)), help="Architecture to train."
+    add_train_flags(parser, train_path=f"runs/{card.name}")
+    group(parser, "model").add_argument(
+        "--preset", choices=list(card.presets), default=next(iter(card.presets)), help="Architecture to train."
     )
-    parser.add_argument("--init_weights", metavar="FILE", help="Start from these trained weights.")
-    add_train_flags(parser, train_path=f"runs/{model}")
+    own.add_train_flags(parser)
+    group(parser, "fine-tuning").add_argument(
+        "--init_weights", metavar="FILE", help="Start from these trained weights."
+    )
     add_pjrt_flags(parser)
 
 
-def _add_compress(subcommands, entry: registry.Entry) -> None:
+def _add_compress(subcommands, card: registry.Card, own: flags.Flags) -> None:
     parser = _subcommand(subcommands, "compress", commands.compress, f"Compresses pictures to {STREAM_SUFFIX} files.")
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs.")
     _add_output_flags(parser, "result", STREAM_SUFFIX)
     rate = parser.add_mutually_exclusive_group()
-    entry.codec.add_compress_flags(parser, rate)
+    own.add_compress_flags(parser, rate)
     rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
     rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
-    _add_effort_flag(parser, entry)
+    _add_effort_flag(parser, card)
     _add_tile_flag(parser)
-    _add_weights_flags(parser, entry)
+    _add_weights_flags(parser, card)
 
 
-def _add_decompress(subcommands, entry: registry.Entry) -> None:
+def _add_decompress(subcommands, card: registry.Card) -> None:
     parser = _subcommand(
         subcommands, "decompress", commands.decompress, f"Decompresses {STREAM_SUFFIX} files to pictures."
     )
@@ -125,7 +133,7 @@ def _add_decompress(subcommands, entry: registry.Entry) -> None:
     _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
     _add_stream_weights_flag(parser)
     _add_tile_flag(parser)
-    if entry.progressive:
+    if card.progressive:
         parser.add_argument(
             "--groups",
             type=int,
@@ -141,10 +149,10 @@ def _add_decompress(subcommands, entry: registry.Entry) -> None:
     )
 
 
-def _add_effort_flag(parser, entry: registry.Entry) -> None:
+def _add_effort_flag(parser, card: registry.Card) -> None:
     from models.codec.options import DEFAULTS
 
-    if entry.codec.searchable:
+    if card.searchable:
         parser.add_argument(
             "--effort",
             type=int,
@@ -170,24 +178,22 @@ def _add_stream_weights_flag(parser) -> None:
     )
 
 
-def _add_evaluate(subcommands, entry: registry.Entry) -> None:
+def _add_evaluate(subcommands, card: registry.Card) -> None:
     parser = _subcommand(
         subcommands,
         "evaluate",
         commands.evaluate,
         "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
     )
-    from models.codec.lambdas import numbers
-
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'.")
     parser.add_argument(
         "--quality",
-        type=numbers,
+        type=flags.base.numbers,
         default=(None,),
         metavar="Q[,Q…]",
         help="For weights of variable rate: qualities to measure, as `compress` takes them.",
     )
-    _add_effort_flag(parser, entry)
+    _add_effort_flag(parser, card)
     parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
     parser.add_argument(
         "--plot",
@@ -209,7 +215,7 @@ def _add_evaluate(subcommands, entry: registry.Entry) -> None:
         metavar="NAME",
         help="Also write the mean figures into the header of the weights file, under this name, such as kodak.",
     )
-    _add_weights_flags(parser, entry)
+    _add_weights_flags(parser, card)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -222,7 +228,7 @@ def _size(text: str) -> tuple[int, int]:
 _size.__name__ = "WIDTHxHEIGHT"  # what argparse calls it in its messages
 
 
-def _add_export(subcommands, entry: registry.Entry) -> None:
+def _add_export(subcommands, card: registry.Card) -> None:
     parser = _subcommand(
         subcommands, "export", commands.export, "Writes a SavedModel that TensorFlow Serving runs as it is."
     )
@@ -235,7 +241,7 @@ def _add_export(subcommands, entry: registry.Entry) -> None:
         help="The served model refuses requests of more, pictures padded to the model's stride, so that none can take "
         "the server's memory.",
     )
-    _add_effort_flag(parser, entry)
+    _add_effort_flag(parser, card)
     _add_tile_flag(parser)
     parser.add_argument(
         "--gpu",
@@ -250,7 +256,7 @@ def _add_export(subcommands, entry: registry.Entry) -> None:
         help="Instead: compress.tflite and decompress.tflite for one picture of exactly this size, in "
         "DIR/tflite-VERSION. They run in TensorFlow Lite with Select TensorFlow ops.",
     )
-    _add_weights_flags(parser, entry)
+    _add_weights_flags(parser, card)
 
 
 def _add_stream_command(subcommands, name: str, command) -> None:

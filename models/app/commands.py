@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.app import flags
 from models.codec import registry, weights
 from models.entropy import container
 from models.io import files, images
@@ -101,6 +102,7 @@ def compress(model: str, args: argparse.Namespace) -> int:
     targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
     codec = _load(model, _weights_path(model, args), args, synthesis=False)
     codec.rate_control.check_quality(getattr(args, "quality", None))
+    own = flags.of(model)
     # An iteration of a large image takes long.
     progress = functools.partial(tqdm, desc="RDOQ", unit="iteration", delay=2, leave=False, disable=None)
     options = _encoder_options(args, progress=progress)
@@ -111,13 +113,13 @@ def compress(model: str, args: argparse.Namespace) -> int:
         picture = images.read_image(source)
         height, width = picture.shape[:2]
         limit = _target_bytes(args, height * width)
-        controls = codec.compress_controls(args, picture)
+        controls = own.compress_controls(codec, args, picture)
         if limit is None:
             data = guarded(codec.compress, picture, options, **controls)
         else:
             data = guarded(codec.compress_to, picture, limit, options, **controls)
         files.atomic_write(target, data, args.force)
-        codec.after_compress(args, picture, data)
+        own.after_compress(codec, args, picture, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
     return each(inputs, work, list(targets.values()))
@@ -135,8 +137,8 @@ def codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.He
     codecs: dict[bytes | None, object] = {}  # by weights id: inputs may come from several sets
 
     def codec_for(header: container.Header):
-        if header.model_id != registry.get(model).model_id:
-            other = registry.MODEL_IDS.get(header.model_id)
+        if header.model_id != registry.card(model).model_id:
+            other = registry.name_of(header.model_id)
             raise container.StreamError(
                 f"a stream of {other}: models/{other}.py reads it" if other else "a stream of an unknown model"
             )
@@ -289,29 +291,30 @@ def export(model: str, args: argparse.Namespace) -> int:
 
 
 def train(model: str, args: argparse.Namespace) -> int:
+    """Trains, and says how to use what it has trained."""
     from train.options import fit_options
     from train.pjrt import options as pjrt_options
 
+    own = flags.of(model)
     outside = pjrt_options.uses_pjrt(args)
     options = pjrt_options.pjrt_fit_options(args) if outside else fit_options(args)
-    from train.fit import fit
-
-    entry = registry.get(model)
-    entry.codec.check_train_flags(args)
+    own.check_train_flags(args)
 
     def build():
-        codec = entry.codec.for_training(args)
-        if getattr(args, "restoration", False):
-            codec.enable_filter()
-        return codec
+        return own.for_training(args)
 
     if outside:
         from train.pjrt import export as pjrt
 
-        path = pjrt.train(entry, build, options, args)
-        if path:
-            print(f"trained weights: {path}")
-        return 0
-    trained = fit(build, options)
-    print(f"trained weights: {trained.best} (lowest validation loss), {trained.final} (last step)")
+        best = pjrt.train(registry.get(model), build, options, args)
+        if best:
+            print(f"trained weights: {best}")
+    else:
+        from train.fit import fit
+
+        trained = fit(build, options)
+        best = trained.best
+        print(f"trained weights: {best} (lowest validation loss), {trained.final} (last step)")
+    if best:
+        print(f"to use them: python models/{model}.py compress IMAGE --weights {best}")
     return 0

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from models.app.flags import Flags
 from models.codec import coding, storage
 from models.codec import training as training_steps
 from models.codec.contract import Contract
@@ -59,7 +58,7 @@ class Sent(NamedTuple):
     coder: object
 
 
-class Codec(Flags, Contract):
+class Codec(Contract):
     """Base of the zoo's codecs.
 
     Args:

@@ -11,14 +11,6 @@ from models.io.errors import UserError
 from transforms.gain import MAX_LEVELS, interpolate
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between, for argparse."""
-    return tuple(float(part) for part in text.split(","))
-
-
-numbers.__name__ = "number"  # what argparse calls it in its messages
-
-
 def check_lambdas(lmbda: float | Sequence[float]) -> tuple[float, ...]:
     """One or several λ as a tuple. UserError unless they are positive, rising and at most `MAX_LEVELS`."""
     lambdas = tuple(float(value) for value in np.atleast_1d(lmbda))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 
@@ -25,21 +24,6 @@ class Region:
     width: int
     height: int
     quality: float = 1.0
-
-    @classmethod
-    def parse(cls, text: str) -> Region:
-        """`x,y,w,h` or `x,y,w,h:q`, for argparse; raises its ArgumentTypeError."""
-        place, _, quality = text.partition(":")
-        try:
-            left, top, width, height = map(int, place.split(","))
-            region = cls(left, top, width, height, float(quality) if quality else 1.0)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not x,y,w,h or x,y,w,h:q") from None
-        if width < 1 or height < 1:
-            raise argparse.ArgumentTypeError(f"{text!r} is empty: width and height are at least 1")
-        if not 0 <= region.quality <= 1:
-            raise argparse.ArgumentTypeError(f"{text!r}: quality {region.quality:g} is not within 0 to 1")
-        return region
 
 
 def paint(size: tuple[int, int], quality: float, regions: Sequence[Region]) -> np.ndarray:

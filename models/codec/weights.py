@@ -128,19 +128,23 @@ def shipped(model: str) -> list[Path]:
 
 
 def of_preset(model: str, preset: str) -> Path | None:
-    """The weights that ship for a preset: the file called so, else the first called PRESET-something; None if none."""
-    for path in sorted(shipped(model), key=lambda path: path.stem != preset):
-        if path.stem == preset or path.stem.startswith(f"{preset}-"):
-            return path
-    return None
+    """The weights that ship for a preset: the file called so, else that of the model's card, else the first.
+
+    Of a preset several sets may ship: files called PRESET-something. None if there is none.
+    """
+    files_of = [path for path in shipped(model) if path.stem == preset or path.stem.startswith(f"{preset}-")]
+    best = (preset, registry.card(model).weights)
+    return min(files_of, key=lambda path: best.index(path.stem) if path.stem in best else len(best), default=None)
 
 
 def default(model: str, preset: str | None = None) -> Path:
-    """The weights to take: of that preset, or of the first in the model's order that has any. UserError if none has."""
-    presets = [preset] if preset else list(registry.get(model).presets)
-    for path in filter(None, (of_preset(model, name) for name in presets)):
-        return path
-    raise UserError(f"no weights for {model} {'/'.join(presets)} ship: name a file with --weights, or train some")
+    """The weights to take: of that preset, or those of the model's card. UserError if there are none."""
+    name = preset or registry.card(model).weights
+    path = of_preset(model, name) if name else None
+    if path is None:
+        what = f"{model} {preset}" if preset else model
+        raise UserError(f"no weights of {what} ship: name a file with --weights, or train some")
+    return path
 
 
 def find(model: str, weights_id: bytes) -> Path:

@@ -29,7 +29,7 @@ IMPORT_OPTIONS = (
 def add_pjrt_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where the training steps run to the parser of the `train` subcommand."""
     group = parser.add_argument_group(
-        "training outside TensorFlow",
+        "other runtimes",
         "The training step, compiled by XLA, runs under JAX on accelerators newer than this TensorFlow. "
         "On one machine: --runtime pjrt. On two: --export_only DIR here, pjrt_run.py there, --import_state "
         "DIR here.",

@@ -129,14 +129,6 @@ def test_every_model(model, golden_weights, crop, capsys):
     assert lines[3].startswith(f"file: {rounds[0]['bytes']} bytes")
 
 
-def test_multiply_adds_of_structures():
-    """As many as a convolution has, whatever the latents are held in."""
-    layer = tf.keras.layers.Conv2D(5, 3, padding="same", use_bias=False)
-    layer.build([1, 8, 6, 4])
-    latents = (tf.zeros([1, 8, 6, 4]), [tf.zeros([1, 2, 2, 1], tf.int32)])
-    assert bench.multiply_adds(lambda parts: layer(parts[0]), latents) == 8 * 6 * 9 * 4 * 5
-
-
 @pytest.mark.parametrize("model", [elic, cwic])
 def test_random_weights(model, monkeypatch, tiny, tiny_cwic, crop):
     """Of a preset without trained ones."""

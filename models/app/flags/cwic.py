@@ -1,0 +1,97 @@
+"""The command line of CWIC: two stages of training, and the importance map as an image."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.app.flags import base
+from models.io import files
+from models.io.errors import UserError
+from train.options import group
+
+
+class CwicFlags(base.Flags):
+    """--stage, --ratio, --joint_rate, --start and --restoration; --show_importance."""
+
+    def add_train_flags(self, parser) -> None:
+        model = group(parser, "model")
+        model.add_argument(
+            "--stage",
+            type=int,
+            choices=(1, 2),
+            default=1,
+            help="1 trains without the importance map, all bits are kept. 2 adds the map to weights of stage 1 "
+            "(--init_weights), at the rate of --ratio.",
+        )
+        model.add_argument(
+            "--ratio",
+            type=float,
+            metavar="R",
+            help="For stage 2: the mean importance to aim at, above 0 and at most 1; about the share of bits kept.",
+        )
+        model.add_argument(
+            "--joint_rate",
+            action="store_true",
+            help="Train the transforms towards codes that the context model predicts. Not in the paper; better files.",
+        )
+        base.add_start_flag(parser)
+        base.add_restoration_flag(parser)
+
+    def check_train_flags(self, args) -> None:
+        if args.stage == 1 and args.ratio is not None:
+            raise UserError("--ratio: stage 1 keeps all bits; the ratio is that of --stage 2")
+        if args.stage == 2 and not args.init_weights:
+            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
+        if args.stage == 2 and args.ratio is None:
+            raise UserError("--stage 2 needs a --ratio, above 0 and at most 1")
+        if args.stage == 2 and not 0 < args.ratio <= 1:
+            raise UserError(f"--ratio {args.ratio:g}: must be above 0 and at most 1")
+
+    def for_training(self, args):
+        """A new codec, one of the weights file's stage that goes on, or one of stage 2 that begins with stage 1's."""
+        codec = self._for_stage(args)
+        if args.restoration:
+            codec.enable_filter()
+        return codec
+
+    def _for_stage(self, args):
+        from models.codec import storage
+        from models.cwic import CWIC
+
+        if not args.init_weights:
+            codec = CWIC(CWIC.entry.presets[args.preset], joint_rate=args.joint_rate)
+            if args.start == "pca":
+                codec.init_pca()
+            return codec
+        before = storage.load_checkpoint(self.card.name, args.init_weights)
+        if args.stage == 2:
+            return CWIC.second_stage(before, args.ratio, args.joint_rate)
+        if before.stage == 2:
+            raise UserError(f"{args.init_weights}: weights of stage 2, with which stage 1 cannot go on")
+        before.joint_rate = args.joint_rate
+        return before
+
+    def add_compress_flags(self, parser, rate) -> None:
+        parser.add_argument(
+            "--show_importance",
+            metavar="IMAGE",
+            help="Also write the importance map as a grey image of the input's size, bright where many bits go; for "
+            "one input.",
+        )
+
+    def compress_controls(self, codec, args, image: np.ndarray) -> dict:
+        if args.show_importance:
+            codec.check_importance()
+            if len(files.expand_inputs(args.inputs)) > 1:
+                raise UserError("--show_importance is for one input")
+            files.check_target(args.show_importance, args.force)
+        return {}
+
+    def after_compress(self, codec, args, image: np.ndarray, data: bytes) -> None:
+        from models.io.images import write_image
+
+        if args.show_importance:
+            write_image(args.show_importance, codec.importance_image(image), args.force)
+
+
+FLAGS = CwicFlags

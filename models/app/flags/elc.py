@@ -1,0 +1,156 @@
+"""The command line of ELC: four stages of training, and `classify`."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from models.app.flags import base
+from models.io.errors import UserError, one_line
+from train.options import group
+
+logger = logging.getLogger(__name__)
+
+#: Of `--stage`, in their order: those of `models/elc.py`.
+STAGES = ("base", "classification", "decoder", "adversarial")
+
+
+class ElcFlags(base.Flags):
+    """--start, --stage, --lambda, --lambda_class, --classifier and --perceptual; `classify`."""
+
+    @property
+    def stream_commands(self):
+        return {
+            "classify": base.StreamCommand(
+                "Names the five most probable classes of images from their files; no image is decoded.",
+                lambda parser: parser.add_argument(
+                    "--labels",
+                    metavar="FILE",
+                    help="Names of the classes, one a line; by default those of the weights.",
+                ),
+                classify,
+            )
+        }
+
+    def add_train_flags(self, parser) -> None:
+        base.add_start_flag(parser)
+        model = group(parser, "model")
+        model.add_argument(
+            "--stage",
+            choices=STAGES,
+            default="base",
+            help="What to train. Each goes on from the weights of the stage before, or of its own (--init_weights).",
+        )
+        model.add_argument(
+            "--lambda",
+            dest="lmbda",
+            type=float,
+            metavar="λ",
+            help="λ of the squared error (0..255 scale): a larger λ gives better quality and more bits. Default: the "
+            "stage's.",
+        )
+        model.add_argument(
+            "--lambda_class",
+            type=float,
+            metavar="λ",
+            help="λ of the cross-entropy in stage classification. Default: the paper's.",
+        )
+        model.add_argument(
+            "--classifier",
+            metavar="FILE",
+            help="For stage classification: the classifier, of `python -m train.classifier`. It stays as it is.",
+        )
+        model.add_argument(
+            "--perceptual",
+            metavar="WEIGHTS",
+            help="For stage adversarial: the network of the perceptual distance: imagenet (Keras downloads VGG16), a "
+            "file of Keras' for VGG16 without its top (.h5), or a classifier of ours (.safetensors).",
+        )
+
+    def check_train_flags(self, args) -> None:
+        before = STAGES[max(0, STAGES.index(args.stage) - 1)]
+        if args.stage != "base" and not args.init_weights:
+            raise UserError(
+                f"--stage {args.stage} goes on from the weights of stage {before}: name their file with --init_weights"
+            )
+        if args.stage == "classification" and not args.labelled:
+            raise UserError("--stage classification needs images with labels: name their folder with --labelled")
+        if args.classifier and args.stage != "classification":
+            raise UserError("--classifier is for --stage classification; later stages keep it")
+        if args.stage == "adversarial" and (args.runtime == "pjrt" or args.export_only or args.import_state):
+            raise UserError("--stage adversarial: not under --runtime pjrt, which knows no discriminator")
+        if args.perceptual and args.stage != "adversarial":
+            raise UserError("--perceptual is for --stage adversarial")
+        for name, value in (("--lambda", args.lmbda), ("--lambda_class", args.lambda_class)):
+            if value is not None and not 0 < value < np.inf:
+                raise UserError(f"{name} {value:g}: must be positive")
+
+    def for_training(self, args):
+        """A new codec of stage "base", or one of any stage that begins with the weights of --init_weights."""
+        if not args.init_weights:
+            return super().for_training(args)
+        from models.codec import storage
+        from models.elc import ELC, LAMBDA_CLASS
+        from models.tasks import classifier
+
+        path, before = args.init_weights, storage.load_checkpoint(self.card.name, args.init_weights)
+        place = STAGES.index(args.stage)
+        allowed = STAGES[max(0, place - 1) : place + 1]
+        if before.stage not in allowed:
+            raise UserError(
+                f"{path}: weights of stage {before.stage}; --stage {args.stage} goes on from {' or '.join(allowed)}"
+            )
+        tail = classifier.load(args.classifier) if args.classifier else None
+        if args.stage == "classification" and before.stage == "base" and tail is None:
+            raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
+        lambda_class = LAMBDA_CLASS if args.lambda_class is None else args.lambda_class
+        codec = ELC.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=lambda_class)
+        if args.stage == "adversarial":
+            codec.perceptual_features = perceptual_features(args.perceptual)
+        return codec
+
+    def add_compress_flags(self, parser, rate) -> None:
+        """None: its files are of one rate."""
+
+    def compress_controls(self, codec, args, image) -> dict:
+        return {}
+
+
+def classify(codec, args, data: bytes) -> str:
+    """The five most probable classes of a file, a line each; --labels FILE names them anew."""
+    probabilities = codec.classify(data)
+    labels = codec.labels if args.labels is None else read_labels(args.labels, len(probabilities))
+    best = np.argsort(-probabilities, kind="stable")[:5]
+    return "\n".join(f"{100 * probabilities[k]:7.2f} %  {labels[k]}" for k in best)
+
+
+def read_labels(path, count: int) -> list[str]:
+    """Reads the lines of a text file. UserError if it cannot be read, or they are not `count`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            labels = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'no UTF-8 text'}") from error
+    if len(labels) != count:
+        raise UserError(f"{path}: {len(labels)} labels, but the classifier has {count} classes")
+    return labels
+
+
+def perceptual_features(source: str | None):
+    """Loads what --perceptual names; None, and a line in the log, without. UserError if it is no such network."""
+    from models.tasks import classifier
+    from transforms.losses import deep_features
+
+    if source is None:
+        logger.warning("no --perceptual: the adversarial stage trains without a perceptual distance")
+        return None
+    if source.endswith(".safetensors"):
+        return classifier.load(source).features
+    try:
+        return deep_features.vgg16(source)
+    except Exception as error:  # of h5py, of the download, of shapes: an exception type for each
+        raise UserError(f"--perceptual {source}: no weights of VGG16: {one_line(error)[:200]}") from error
+
+
+FLAGS = ElcFlags

@@ -1,0 +1,103 @@
+"""The command line of SAE-SPN: variants, two stages of training, the perceptual loss."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from models.app.flags import base
+from models.io.errors import UserError, one_line
+from train.options import group
+
+logger = logging.getLogger(__name__)
+
+#: Of `--variant`, the default first: those of `models/sae_spn.py`.
+VARIANTS = ("sae_spn", "sae", "swwae")
+
+
+class SaeSpnFlags(base.Flags):
+    """--variant, --stage, --perceptual_model and --loss_weights."""
+
+    def add_train_flags(self, parser) -> None:
+        model = group(parser, "model")
+        model.add_argument(
+            "--variant",
+            choices=VARIANTS,
+            help="How the decoder upsamples: sae_spn by switches that it predicts (the default), sae by pixel shuffles "
+            "alone, swwae by the switches of the encoder, which its files carry.",
+        )
+        model.add_argument(
+            "--stage",
+            type=int,
+            choices=(1, 2),
+            default=1,
+            help="1 trains the autoencoder; 2 goes on from its weights (--init_weights) against a discriminator.",
+        )
+        model.add_argument(
+            "--perceptual_model",
+            metavar="vgg16|FILE",
+            help="Adds a perceptual loss: vgg16 takes the weights of keras.applications, FILE is a file of those "
+            "(vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5).",
+        )
+        model.add_argument(
+            "--loss_weights",
+            default="",
+            metavar="NAME=W[,…]",
+            help="Weights of parts of the loss that differ from the paper's: of mse, perceptual, intermediate, switches "
+            "and adversarial.",
+        )
+
+    def check_train_flags(self, args) -> None:
+        if args.stage == 2 and not args.init_weights:
+            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
+        if args.perceptual_model not in (None, "vgg16") and not os.path.isfile(args.perceptual_model):
+            raise UserError(f"--perceptual_model {args.perceptual_model}: neither vgg16 nor a file")
+        if args.loss_weights:
+            from models.sae_spn import parse_loss_weights
+
+            parse_loss_weights(args.loss_weights)
+
+    def for_training(self, args):
+        """A new codec of stage 1, or one of the stage that is asked for with the weights of another."""
+        from models.codec import storage, training
+        from models.sae_spn import SAESPN, parse_loss_weights
+
+        config, variant, before = SAESPN.entry.presets[args.preset], args.variant or VARIANTS[0], None
+        if args.init_weights:
+            before = storage.load_checkpoint(self.card.name, args.init_weights)
+            if args.variant not in (None, before.variant):
+                raise UserError(f"{args.init_weights}: weights of the variant {before.variant}, not {args.variant}")
+            config, variant = before.config, before.variant
+        features = load_features(args.perceptual_model)
+        codec = SAESPN(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
+        return training.warm_start(codec, before) if before else codec
+
+    def add_compress_flags(self, parser, rate) -> None:
+        """None: its files are of one rate."""
+
+    def compress_controls(self, codec, args, image) -> dict:
+        return {}
+
+
+def load_features(name: str | None):
+    """Loads what --perceptual_model names, as `deep_features.vgg16` gives it; None, and a line in the log, without.
+
+    Raises:
+      UserError: it is a file, and not one of VGG-16's weights.
+    """
+    from transforms.losses import deep_features
+
+    if name is None:
+        logger.warning("no --perceptual_model: training without the perceptual loss")
+        return None
+    try:
+        return deep_features.vgg16("imagenet" if name == "vgg16" else name, deep_features.JOHNSON)
+    except Exception as error:  # Keras raises what the network or the format's library happens to raise
+        reason = one_line(error)[:200]
+        if name != "vgg16":
+            raise UserError(f"--perceptual_model {name}: not a file of VGG-16's weights ({reason})") from error
+        logger.warning("no weights of vgg16 to be had (%s): training without the perceptual loss", reason)
+        return None
+
+
+FLAGS = SaeSpnFlags
