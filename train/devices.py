@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import sys
 import zlib
 
 import tensorflow as tf
@@ -78,13 +77,6 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether other processes, perhaps on other machines, train the same codec."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def verbosity(strategy: tf.distribute.Strategy) -> int:
-    """Keras' `verbose`: a progress bar on a terminal, a line per epoch in a file, one worker's only."""
-    if not is_chief(strategy):
-        return 0
-    return 1 if sys.stdout.isatty() else 2
 
 
 def precision(name: str) -> contextlib.AbstractContextManager:

@@ -29,9 +29,10 @@ import tensorflow as tf
 from models.codec import weights
 from models.io import files
 from models.io.errors import UserError, one_line
+from train import progress
 from train.callbacks import AveragedWeights, Backup, StopOnNaN, TimeBudget
 from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
-from train.devices import data_seed, is_chief, make_strategy, precision, several_workers, verbosity, worker_index
+from train.devices import data_seed, is_chief, make_strategy, precision, several_workers, worker_index
 from train.optimizer import make_optimizer
 from train.options import FitOptions
 
@@ -144,6 +145,9 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     def validation(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return validation_dataset(held_out, options.batchsize, context=context)
 
+    if is_chief(strategy):
+        counts = f"{len(source)} images to train on, " if hasattr(source, "__len__") else ""
+        progress.introduce(codec, options, strategy, f"{counts}{held_out_count} held out for validation")
     backup = Backup(run.path("backup"))
     with backup.on_signals(save=not several_workers(strategy)):
         history = codec.fit(
@@ -153,14 +157,14 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
             validation_data=strategy.distribute_datasets_from_function(validation),
             validation_steps=validation_steps(held_out_count, options.batchsize),
             callbacks=run.callbacks(backup, is_chief(strategy)),
-            verbose=verbosity(strategy),
+            verbose=0,  # `Progress` speaks
         )
     run.finish(codec, calibration, strategy)
     return Trained(codec, history.history, run.path(BEST), run.path(FINAL))
 
 
 def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
-    """Makes all variables of a codec now: what a checkpoint has_filter, and what an optimizer keeps, must exist.
+    """Makes all variables of a codec now: what a checkpoint holds, and what an optimizer keeps, must exist.
 
     With `training=True`, since a codec makes its trainable densities only when it is trained.
     """
@@ -259,6 +263,8 @@ class Run:
             budget = TimeBudget(self.options, self.path("spent.json"), resumed)
             backup.before_each = budget.note
             callbacks.append(budget)
+        if chief:
+            callbacks.append(progress.Progress(self.options, self.start_step))
         return [*callbacks, backup]
 
     def finish(self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy) -> None:
@@ -300,7 +306,7 @@ def identity(codec: tf.keras.Model) -> dict[str, str]:
     return {
         "model": codec.entry.name,
         **codec.settings(),
-        "fix": codec.frozen or "nothing",
+        "freeze": codec.frozen or "nothing",
         **{f"config.{name}": json.dumps(value) for name, value in config.items()},
     }
 

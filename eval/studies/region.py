@@ -77,10 +77,11 @@ def _run(args) -> int:
 
     path = args.weights or weights.default("sft")
     image = read_image(args.picture)
+    place = Region(*args.roi)
     panels = {"original": image}
     print("map            bytes  PSNR inside  outside, dB")
-    for kind, (data, decoded) in compare(load(path), image, args.roi).items():
-        inside, outside = inside_and_outside(image, decoded, args.roi)
+    for kind, (data, decoded) in compare(load(path), image, place).items():
+        inside, outside = inside_and_outside(image, decoded, place)
         print(f"{kind:14} {len(data):5} {inside:12.2f} {outside:8.2f}")
         panels[f"{kind}, {len(data)} bytes: inside {inside:.2f} dB, outside {outside:.2f} dB"] = decoded
     write_image(args.output, side_by_side(panels), force=True)

@@ -27,7 +27,7 @@ from models.codec.contract import Contract
 from models.codec.distortion import KINDS, MS_SSIM, MSE
 from models.codec.lambdas import check_lambdas
 from models.codec.options import DEFAULTS, EncoderOptions
-from models.codec.precision import FLOAT32
+from models.codec.precision import AUTO, FLOAT32
 from models.codec.variables import variables_by_path
 from models.entropy import rans, tables
 from models.entropy.coders import EntropyModels
@@ -86,6 +86,14 @@ class Codec(Contract):
         self._entropy_models: EntropyModels | None = None
         self.set_bank(None)
         self.track(self.metric_names)
+
+    @classmethod
+    def from_preset(cls, preset: str | None = None, precision: str = AUTO) -> Codec:
+        """Loads weights of the model that ship, see `models.codec.load`.
+
+        preset: such as `medium`, or the stem of a weights file; by default the weights that the zoo recommends.
+        """
+        return storage.load(cls.entry.name, preset, precision=precision)
 
     # ---- what the configuration says of the encoder -----------------------------------------------------------------
 

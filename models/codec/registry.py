@@ -32,7 +32,8 @@ class Card:
 
     name: as in `models/<name>.py`. model_id: the format byte of its files. title: one line. presets: those that `train`
     takes, its default first. weights: the stem of the weights file that coding takes by default. progressive: whether
-    `decompress` takes `groups`. searchable: whether `compress` takes an effort.
+    `decompress` takes `groups`. searchable: whether `compress` takes an effort. quality: the range of `--quality`,
+    where it is not from 1 to the number of λ.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Card:
     weights: str | None = None
     progressive: bool = False
     searchable: bool = False
+    quality: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ _ZOO = (
         },
         weights="small",
         searchable=True,
+        quality="0..1",
     ),
     Card(
         "cwic",

@@ -28,18 +28,25 @@ if TYPE_CHECKING:
 CALIBRATION_BATCH = 32
 
 
-def load(path, synthesis: bool = True, precision: str = AUTO) -> Codec:
-    """Loads the codec that a weights file describes, ready to compress and decompress. Imports no TFC.
+def load(path, preset: str | None = None, *, synthesis: bool = True, precision: str = AUTO) -> Codec:
+    """Loads a codec, ready to compress and decompress. Imports no TFC.
+
+        load("elic")  load("elic", "small")  load("runs/elic/best.safetensors")
 
     Args:
-      path: of a .safetensors file.
+      path: the name of a model, for weights that ship; or of a .safetensors file.
+      preset: with the name of a model, which of its weights; by default those of its card.
       synthesis: False loads only what compressing needs.
       precision: of the transforms, see `models/codec/precision.py`: "auto", "float32" or "bfloat16".
 
     Raises:
-      UserError: no such file, not ours, damaged.
+      UserError: no such file, not ours, damaged; no weights of that preset ship.
       ValueError: no such precision.
     """
+    if path in registry.CARDS:
+        path = weights.default(path, preset)
+    elif preset is not None:
+        raise UserError(f"{path}: no model is called so; a preset goes with the name of a model")
     computed_in = resolve(precision)
     with without_initialisers(), scope(coding_policy(computed_in)):
         codec, values, weights_id = _from_file(path, synthesis=synthesis)

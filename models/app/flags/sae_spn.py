@@ -43,8 +43,8 @@ class SaeSpnFlags(base.Flags):
             "--loss_weights",
             default="",
             metavar="NAME=W[,…]",
-            help="Weights of parts of the loss that differ from the paper's: of mse, perceptual, intermediate, switches "
-            "and adversarial.",
+            help="Weights of parts of the loss that differ from the paper's: of mse, perceptual, intermediate, "
+            "switches and adversarial.",
         )
 
     def check_train_flags(self, args) -> None:
