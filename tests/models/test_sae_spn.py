@@ -10,6 +10,7 @@ from PIL import Image
 
 from models import sae_spn
 from models.app import cli
+from models.app.flags import sae_spn as flags
 from models.codec import load, load_for_training, storage
 from models.codec.coding import to_uint8
 from models.entropy import rans
@@ -370,5 +371,5 @@ def test_weights_that_cannot_be_fetched_turn_the_term_off(monkeypatch, caplog):
         raise OSError("no network")
 
     monkeypatch.setattr(tf.keras.applications, "VGG16", refuse)
-    assert sae_spn.load_features("vgg16") is None
+    assert flags.load_features("vgg16") is None
     assert "without the perceptual loss" in caplog.text and "no network" in caplog.text

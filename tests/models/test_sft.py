@@ -12,6 +12,7 @@ from PIL import Image
 from eval import sweep
 from eval.studies import region as region_program
 from models.app import cli, serving
+from models.app.flags.sft import region
 from models.app.serving import signatures
 from models.codec import load, load_for_training
 from models.codec.coding import to_uint8
@@ -172,15 +173,15 @@ def test_the_quality_that_is_sent_is_right_in_every_part(sft):
 
 
 def test_later_regions_win():
-    map_ = paint((10, 20), 0.2, [Region(0, 0, 10, 10), Region.parse("5,2,15,8:0.5")])
+    map_ = paint((10, 20), 0.2, [Region(0, 0, 10, 10), Region(*region("5,2,15,8:0.5"))])
     assert map_.dtype == np.float32
     assert (map_[:, :5] == 1).all() and (map_[2:, 5:] == 0.5).all() and (map_[:2, 10:] == np.float32(0.2)).all()
 
 
-@pytest.mark.parametrize("region", ["-1,0,5,5", "0,-1,5,5", "16,0,5,5", "0,6,5,5"])
-def test_regions_outside_of_the_picture(region):
+@pytest.mark.parametrize("place", ["-1,0,5,5", "0,-1,5,5", "16,0,5,5", "0,6,5,5"])
+def test_regions_outside_of_the_picture(place):
     with pytest.raises(UserError, match="not inside the picture, which is 20x10"):
-        paint((10, 20), 0, [Region.parse(region)])
+        paint((10, 20), 0, [Region(*region(place))])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from models.codec import Codec, registry
+from models.codec import Codec, register
 from models.entropy.tables import NUM_SCALES
 
 
@@ -15,6 +15,7 @@ class ToyConfig:
     channels: int = 4
 
 
+@register("toy", config=ToyConfig, presets={"base": ToyConfig()}, model_id=255)
 class Toy(Codec):
     """Two layers and a factorised prior: compiles in seconds, and has noise, densities and convolutions."""
 
@@ -37,6 +38,3 @@ class Toy(Codec):
 
     def reconstruct(self, latents):
         return self.denormalise(self.synthesis(latents / 8))
-
-
-Toy.entry = registry.Entry("toy", 255, Toy, ToyConfig, {"base": ToyConfig()})

@@ -251,13 +251,13 @@ def test_what_a_codec_is(tiny_codec):
     """As of `Codec` itself: all strings, and what tells most is first."""
     codec = elic.ELIC(elic.PRESETS["small"], (0.01, 0.02))
     known = fit.identity(codec)
-    assert list(known)[:3] == ["model", "lambda", "fix"]
-    assert (known["model"], known["lambda"], known["fix"]) == ("elic", "0.01,0.02", "nothing")
+    assert list(known)[:3] == ["model", "lambda", "freeze"]
+    assert (known["model"], known["lambda"], known["freeze"]) == ("elic", "0.01,0.02", "nothing")
     assert set(known) > {f"config.{name}" for name in dataclasses.asdict(codec.config)}
     assert all(isinstance(value, str) for value in known.values())
     freeze(codec, "encoder")
-    assert fit.identity(codec)["fix"] == "encoder"
-    assert fit.identity(tiny_codec()).keys() == {"model", "lambda", "fix", "config.channels"}
+    assert fit.identity(codec)["freeze"] == "encoder"
+    assert fit.identity(tiny_codec()).keys() == {"model", "lambda", "freeze", "config.channels"}
 
 
 def test_an_unwritable_folder_is_one_line(options, tiny_codec, tmp_path):

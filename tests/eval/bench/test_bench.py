@@ -196,11 +196,12 @@ class WatchedToy(Toy):
 @pytest.fixture
 def toy(monkeypatch):
     """The entry of a model "toy", which the programs know."""
-    entry = registry.Entry("toy", 255, WatchedToy, ToyConfig, {"small": ToyConfig()})
+    card = registry.Card("toy", 255, "A toy", {"small": registry.Preset("")})
+    entry = registry.Entry(card, WatchedToy, ToyConfig, {"small": ToyConfig()})
     monkeypatch.setattr(WatchedToy, "entry", entry)
     monkeypatch.setattr(WatchedToy, "uniform", [])
-    known = registry.get
-    monkeypatch.setattr(registry, "get", lambda name: entry if name == "toy" else known(name))
+    monkeypatch.setitem(registry.CARDS, "toy", card)
+    monkeypatch.setitem(registry._ENTRIES, "toy", entry)
     return entry
 
 
@@ -245,8 +246,8 @@ def test_the_program_for_training_under_jax(toy, jax_python, capsys):
 
 
 def test_flags_of_a_model_are_those_of_train():
-    args, entry = bench_train.parsed(["--model", "cwic", "--joint_rate"])
-    assert entry.codec.for_training(args).joint_rate
-    args, entry = bench_train.parsed(["--lambda", "0.003,0.01"])
-    assert entry.name == "elic" and args.lmbda == (0.003, 0.01)
+    args, own = bench_train.parsed(["--model", "cwic", "--joint_rate"])
+    assert own.for_training(args).joint_rate
+    args, own = bench_train.parsed(["--lambda", "0.003,0.01"])
+    assert own.card.name == "elic" and args.lmbda == (0.003, 0.01)
     assert "--ratio" in error_of(bench_train.main, "--model", "cwic", "--ratio", "0.5")

@@ -19,7 +19,7 @@ from PIL import Image
 from variants import with_config
 
 from models.app import cli, commands
-from models.codec import Codec, storage
+from models.codec import Codec, registry, storage
 from models.entropy import container
 from models.io import images
 
@@ -502,7 +502,7 @@ def test_bad_training_runs(run, pictures, tiny_weights):
         ((*source, "--lambda", "nan"), "λ must be positive, not nan"),
         ((*source, "--lambda", "0.1,0.01"), "several λ must be different and in rising order"),
         ((*source, "--batchsize", "0"), "--batchsize 0: must be above 0"),
-        ((), "give either --train_glob or --tfds"),
+        ((*source, "--tfds", "clic"), "give either --train_glob or --tfds"),
         (("--train_glob", "empty/*.png"), "empty/*.png"),
         ((*source, "--patchsize", "512"), ""),
         ((*source, "--patchsize", "32", "--init_weights", "missing.safetensors"), "missing.safetensors: no such"),
@@ -540,12 +540,14 @@ def test_train_compress_decompress(run, pictures, monkeypatch, tiny):
     from models.elic import PRESETS
 
     monkeypatch.setitem(PRESETS, "tiny", tiny.config)
+    monkeypatch.setitem(registry.card("elic").presets, "tiny", registry.Preset("for this test"))
     flags = ("--patchsize", "32", "--batchsize", "2", "--epochs", "1", "--steps_per_epoch", "2")
     source = ("--train_glob", pictures(6), "--train_path", "out", "--preset", "tiny", "--lambda", "0.02")
     assert run("train", *source, *flags, "--validation_steps", "1", "--calibration", "16", "--seed", "1") == 0
-    assert lines(run.out)[-1] == (
-        "trained weights: out/best.safetensors (lowest validation loss), out/final.safetensors (last step)"
-    )
+    assert lines(run.out)[-2:] == [
+        "trained weights: out/best.safetensors (lowest validation loss), out/final.safetensors (last step)",
+        "to use them: python models/elic.py compress IMAGE --weights out/best.safetensors",
+    ]
     for name in ("best", "final"):
         weights = ("--weights", f"out/{name}.safetensors")
         assert run("compress", "photos/0.png", "-f", *weights) == 0

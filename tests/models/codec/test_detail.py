@@ -138,7 +138,7 @@ def test_what_takes_no_detail_channels(narrow):
     [
         (("--detail", "8"), "--init_weights"),
         (("--init_weights", "x", "--detail", "0"), "--detail 0"),
-        (("--fix", "encoder"), "--init_weights"),
+        (("--fix", "encoder"), "--freeze encoder: name"),
         (("--fix", "decoder", "--init_weights", "x", "--detail", "8"), "leave out --detail"),
         (("--fix", "latents", "--init_weights", "x", "--runtime", "pjrt", "--pjrt_python", "y"), "leave out --runtime"),
     ],

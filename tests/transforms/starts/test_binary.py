@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.app import flags
 from models.cwic import CWIC, PRESETS, Config
 from models.io.errors import UserError
 from transforms.starts import binary as binary_start
@@ -107,10 +108,11 @@ def test_larger_presets_start_better(started, pictures, preset):
 
 def test_command_line_flag(pictures):
     parser = argparse.ArgumentParser()
-    CWIC.add_train_flags(parser)
+    own = flags.of("cwic")
+    own.add_train_flags(parser)
     for start, works in (((), True), (("--start", "linear"), True), (("--start", "random"), False)):
         arguments = parser.parse_args(start, argparse.Namespace(init_weights=None, preset="small"))
-        assert (psnr(CWIC.for_training(arguments), pictures) > 23) == works
+        assert (psnr(own.for_training(arguments), pictures) > 23) == works
 
 
 def test_networks_too_narrow_for_it_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.codec.registry import get
+from models.app import flags
 from models.cwic import CWIC
 from models.cwic import PRESETS as CWIC_PRESETS
 from models.elc import ELC
@@ -116,7 +116,7 @@ def test_all_that_is_silent_at_first_can_learn(photographs):
 
 
 def test_command_line_flag():
-    elic = get("elic").codec
+    elic = flags.of("elic")
     parser = argparse.ArgumentParser()
     elic.add_train_flags(parser)
 
@@ -177,11 +177,12 @@ def test_all_of_sft_learns_from_a_linear_start(photographs):
 
 def test_sft_command_line_flag(photographs):
     parser = argparse.ArgumentParser()
-    SFT.add_train_flags(parser)
+    own = flags.of("sft")
+    own.add_train_flags(parser)
     pictures = photographs[:, :64, :64]
     for start, works in (((), True), (("--start", "linear"), True), (("--start", "random"), False)):
         arguments = parser.parse_args(start, argparse.Namespace(init_weights=None, preset="small"))
-        assert (psnr(sft_shown(SFT.for_training(arguments), pictures, 0.5), pictures) > 30) == works
+        assert (psnr(sft_shown(own.for_training(arguments), pictures, 0.5), pictures) > 30) == works
 
 
 # --- ELC, whose skips see one pixel of four -------------------------------------------------------------------------
@@ -239,10 +240,11 @@ def test_all_of_elc_learns_from_a_linear_start(photographs):
 
 def test_elc_command_line_flag(photographs):
     parser = argparse.ArgumentParser()
-    ELC.add_train_flags(parser)
+    own = flags.of("elc")
+    own.add_train_flags(parser)
     pictures = photographs[:, :64, :64]
     for start, works in (((), True), (("--start", "linear"), True), (("--start", "random"), False)):
-        codec = ELC.for_training(parser.parse_args(start, argparse.Namespace(init_weights=None, preset="small")))
+        codec = own.for_training(parser.parse_args(start, argparse.Namespace(init_weights=None, preset="small")))
         assert (psnr(codec.reconstruct(codec.analyse(tf.constant(pictures))), pictures) > 21) == works
 
 
