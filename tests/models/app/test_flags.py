@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from models import elc, sae_spn
-from models.app import flags, presets
+from models.app import presets
+from models.app.flags import base
+from models.app.flags import elc as elc_flags
+from models.app.flags import sae_spn as sae_spn_flags
 from models.codec import distortion, load, registry, weights
 from models.io.errors import UserError
 
@@ -16,9 +19,9 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_choices_are_those_of_the_models():
-    assert flags.elc.STAGES == tuple(elc.STAGES)
-    assert set(flags.sae_spn.VARIANTS) == set(sae_spn.VARIANTS)
-    assert tuple(flags.base.DISTORTIONS) == tuple(distortion.KINDS)
+    assert tuple(elc.STAGES) == elc_flags.STAGES
+    assert set(sae_spn_flags.VARIANTS) == set(sae_spn.VARIANTS)
+    assert tuple(base.DISTORTIONS) == tuple(distortion.KINDS)
 
 
 @pytest.mark.parametrize("model", registry.CARDS)
