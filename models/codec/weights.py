@@ -138,12 +138,16 @@ def of_preset(model: str, preset: str) -> Path | None:
 
 
 def default(model: str, preset: str | None = None) -> Path:
-    """The weights to take: of that preset, or those of the model's card. UserError if there are none."""
-    name = preset or registry.card(model).weights
-    path = of_preset(model, name) if name else None
+    """The weights to take: of that preset; by default those of the model's card, else of its first preset with some.
+
+    UserError if there are none.
+    """
+    card = registry.card(model)
+    names = [preset] if preset else [card.weights, *card.presets]
+    path = next(filter(None, (of_preset(model, name) for name in names if name)), None)
     if path is None:
         what = f"{model} {preset}" if preset else model
-        raise UserError(f"no weights of {what} ship: name a file with --weights, or train some")
+        raise UserError(f"no weights for {what} ship: name a file with --weights, or train some")
     return path
 
 

@@ -49,7 +49,7 @@ def test_weights_by_name(monkeypatch, tmp_path):
     assert Path(load("cwic").path) == weights.SHIPPED / "cwic" / f"{registry.card('cwic').weights}.safetensors"
     assert Path(load("sae_spn", "small-sae").path).stem == "small-sae"
     assert type(load("sae_spn")).from_preset().variant == "sae_spn"  # what its paper is about
-    with pytest.raises(UserError, match="no weights of elic base ship"):
+    with pytest.raises(UserError, match="no weights for elic base ship"):
         load("elic", "base")
     with pytest.raises(UserError, match="no such weights file"):
         load("elicit")
