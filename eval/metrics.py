@@ -6,9 +6,6 @@ import math
 
 import numpy as np
 
-# Five scales, halved four times, with an 11-pixel window on the smallest: (11 - 1) * 2**4 + 1 pixels.
-MS_SSIM_MIN_SIDE = 161
-
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, over all pixels and the three channels.
@@ -39,17 +36,21 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
       a, b: uint8 `[H, W, 3]`, of one shape.
 
     Returns:
-      0..1, or NaN where the shorter side is below `MS_SSIM_MIN_SIDE`: the smallest of the five scales would
-      not hold one window, and fewer scales would give a number that compares with no other.
+      0..1, or NaN where the shorter side is below 161 pixels (`transforms.losses.ms_ssim.MIN_SIDE`): the
+      smallest of the five scales would not hold one window, and fewer scales would give a number that
+      compares with no other.
 
     Raises:
       ValueError: the arrays are not of that kind.
     """
     _check(a, b)
-    if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
-        return math.nan
-    import tensorflow as tf  # here, because nothing else in this module needs its seconds
+    # Here, because nothing else in this module needs the seconds of TensorFlow.
+    import tensorflow as tf
 
+    from transforms.losses.ms_ssim import MIN_SIDE
+
+    if min(a.shape[:2]) < MIN_SIDE:
+        return math.nan
     with tf.device("/CPU:0"):  # convolutions on an accelerator round to 10 bits, which shows in the fourth digit
         value = tf.image.ssim_multiscale(tf.cast(a, tf.float32), tf.cast(b, tf.float32), max_val=255.0)
     return float(value)

@@ -10,7 +10,6 @@ computes its own share of a global batch without decoding that of the others.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -26,15 +25,11 @@ from tqdm import tqdm
 from models.io.errors import UserError
 from models.io.files import expand_inputs
 from models.io.images import read_image
+from train.crops import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, corner, permutation, random_crop
+from train.labelled import open_labelled
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
-
-# One of so many training pictures is held out for validation where the user names no others.
-HOLD_OUT = 20
-# So many damaged pictures in a row mean that something else is wrong, such as a disk that is gone.
-MAX_DAMAGED = 100
-
 
 # Pictures, uint8 `[N, P, P, 3]`; of labelled pictures those and their classes, int32 `[N]`.
 Crops = Union[np.ndarray, tuple[np.ndarray, np.ndarray]]
@@ -164,7 +159,7 @@ class Photographs:
         photograph = self.photographs[index]
         if self._pixels is not None or photograph.tf_format != "JPEG":
             return random_crop(self._read(index), self.patchsize, random)
-        window = [*_corner(photograph.height, photograph.width, self.patchsize, random)] + [
+        window = [*corner(photograph.height, photograph.width, self.patchsize, random)] + [
             self.patchsize,
             self.patchsize,
         ]
@@ -197,11 +192,6 @@ class Photographs:
             if path not in self._damaged:
                 self._damaged.add(path)
                 logger.warning("damaged pictures skipped so far: %d. The last: %s", len(self._damaged), error)
-
-
-@functools.lru_cache(maxsize=4)
-def permutation(seed: int, turn: int, length: int) -> np.ndarray:
-    return np.random.default_rng([seed, turn]).permutation(length)
 
 
 def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photographs:
@@ -410,40 +400,6 @@ def open_tfds(name: str, patchsize: int, held_out: int) -> tuple[TfdsImages, Tfd
     )
 
 
-# --- patches -----------------------------------------------------------------------------------------------
-
-
-def _corner(height: int, width: int, size: int, random: np.random.Generator) -> tuple[int, int]:
-    return int(random.integers(height - size + 1)), int(random.integers(width - size + 1))
-
-
-def random_crop(image: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """A square of the picture, anywhere in it, flipped left to right half of the time.
-
-    Args:
-      image: `[H, W, C]`, neither side below `size`.
-      size: P, side of the square.
-      random: where the numbers come from.
-
-    Returns:
-      A view, `[P, P, C]`.
-    """
-    top, left = _corner(*image.shape[:2], size, random)
-    patch = image[top : top + size, left : left + size]
-    return patch[:, :: -1 if random.integers(2) else 1]
-
-
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle `[size, size, C]` of a picture `[H, W, C]`."""
-    top, left = ((side - size) // 2 for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
-
-
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` from grey, grey with alpha, RGB or RGB with alpha."""
-    return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
-
-
 # --- batches -----------------------------------------------------------------------------------------------
 
 
@@ -554,8 +510,6 @@ def open_data(options: FitOptions) -> tuple[Source, Crops]:
     """
     limit = options.validation_steps * options.batchsize
     if options.labelled:
-        from train.labelled import open_labelled  # it builds on this module
-
         train, validation = open_labelled(options.labelled, options.patchsize)
         return train, validation.centre_crops(limit)
     if options.tfds:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from models.io.errors import UserError
 from models.io.images import read_image
-from train.data import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, random_crop
+from train.crops import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, random_crop
 
 logger = logging.getLogger(__name__)
 
