@@ -37,11 +37,11 @@ from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy import tables
 from models.entropy.bit_context import ContextModel
-from models.entropy.coders import LOGIT_BIAS, LOGIT_GAIN
+from models.entropy.passes import bernoulli_net
 from models.io.errors import UserError
 from models.io.images import ImageWarning
 from transforms import quantizers, switches
-from transforms.exact import Conv, EntropyNet, Fixed, Output
+from transforms.exact import Conv, Fixed
 from transforms.losses import deep_features
 from transforms.networks import adversarial as networks
 from transforms.networks import sae
@@ -136,15 +136,8 @@ class SwitchCoder(tf.Module):
 
     def __init__(self, channels: int, name: str):
         super().__init__(name=name)
-        self.logits = EntropyNet(
-            1,
-            [Conv(3 * channels)],  # of: lower row; right column in the upper row; in the lower row
-            output=Output.ROWS,
-            output_gain=LOGIT_GAIN,
-            output_bias=LOGIT_BIAS,
-            rows=tables.NUM_LOGITS,
-            name="logits",
-        )
+        # Of: lower row; right column in the upper row; right column in the lower row.
+        self.logits = bernoulli_net(1, [Conv(3 * channels)], "logits")
 
     def transmit(self, coder, name: str, switch: tf.Tensor | None, shape) -> tf.Tensor:
         """Codes switches, int32 [B, H, W, C] of that shape; None when decoding. Returns them decoded."""

@@ -35,11 +35,10 @@ from models.codec import Codec
 from models.codec import quality_map as user_maps
 from models.codec import training as training_steps
 from models.codec.registry import register
-from models.entropy.coders import ROW_BIAS, ROW_GAIN
-from models.entropy.tables import NUM_SCALES
+from models.entropy.passes import gaussian_net, hyperprior
 from models.io.errors import UserError
 from transforms import quality_maps
-from transforms.exact import Conv, EntropyNet, LatentInput, Output, spatially
+from transforms.exact import Conv, LatentInput
 from transforms.networks import sft as transforms
 from transforms.resample import pad_to_multiple
 from transforms.starts import linear as linear_start
@@ -154,14 +153,10 @@ class SFT(Codec):
         self.analysis = transforms.analysis(c.widths, c.latents, sizes, c.pixel_condition_widths)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels, sizes, c.condition_widths)
         self.hyper_input = LatentInput(self.prior_channels(), name="hyper_input")
-        self.hyper_synthesis = EntropyNet(
+        self.hyper_synthesis = gaussian_net(
             self.prior_channels(),
-            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(2 * c.latents, 3)],
-            output=Output.PARAMETERS,
-            output_gain=ROW_GAIN,
-            output_bias=ROW_BIAS,
-            rows=NUM_SCALES,
-            name="hyper_synthesis",
+            [*(Conv(w, 5, up=2) for w in c.hyper_widths), Conv(2 * c.latents, 3)],
+            "hyper_synthesis",
         )
         self.synthesis = transforms.Synthesis(
             c.widths, c.latents, self.prior_channels(), c.recovered, sizes, c.condition_widths
@@ -190,12 +185,9 @@ class SFT(Codec):
         quality_map: that of `analyse`. Only the encoder has it.
         """
         z = None if y is None else self.with_dithered_quality(self.hyper_latent(y, quality_map))
-        rows, columns = shape[1] // 16, shape[2] // 16
-        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.prior_channels()]
-        z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
-        scale = self.latent_scale(z_hat, rows, columns)
-        parameters = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
-        parameters = spatially(lambda x: x[:, :rows, :columns], parameters)
+        size = shape[0], shape[1] // 16, shape[2] // 16
+        z_hat, parameters = hyperprior(coder, z, size, self.hyper_input, self.hyper_synthesis)
+        scale = self.latent_scale(z_hat, *size[1:])
         y_hat = coder.gaussian("y", None if y is None else scale * y, parameters) / scale
         return y_hat, z_hat
 
