@@ -36,7 +36,7 @@ def recorded_symbols(codec, image: np.ndarray) -> list[np.ndarray]:
     """The symbols of all passes of a picture, uint8 [H, W, 3]: int32 arrays [1, N]."""
     import tensorflow as tf
 
-    from models.entropy.coders import Recorder
+    from eval.replay import Recorder
 
     coder = Recorder()
     padded = codec.pad(tf.cast(image[None], tf.float32))
@@ -56,7 +56,7 @@ def entropy_path(codec, shape: tuple[int, int, int], exact: bool) -> Callable[[S
       shape: (B, H, W) of the padded pictures.
       exact: the integer form; else the float form.
     """
-    from models.entropy.coders import Replay
+    from eval.replay import Replay
 
     def run(*symbols):
         coder = Replay(symbols, exact)
@@ -161,9 +161,10 @@ def cost(weights_path, pictures: Sequence) -> str:
     import tensorflow as tf
 
     from eval.metrics import psnr
+    from eval.replay import Replay
     from models.codec import load, load_for_training
     from models.codec.coding import to_uint8
-    from models.entropy.coders import FloatRate, Replay, TableRate
+    from models.entropy.coders import FloatRate, TableRate
     from models.io.images import read_image
 
     integer, floating = load(weights_path), load_for_training(weights_path)

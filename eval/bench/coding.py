@@ -106,8 +106,7 @@ def typical_latents(codec) -> None:
     """
     import tensorflow as tf
 
-    from models.entropy import tables
-    from models.entropy.coders import ROW_BIAS, ROW_GAIN
+    from models.entropy.coders import nearest_rows
 
     sigmas = channel_sigmas(codec.config.latents)
     analyse = codec.analyse
@@ -117,7 +116,7 @@ def typical_latents(codec) -> None:
         return y * 0 + tf.random.stateless_normal(tf.shape(y), [1, 2]) * sigmas
 
     codec.analyse = noisy
-    rows = np.clip(np.rint(ROW_GAIN * np.log(sigmas) + ROW_BIAS), 0, tables.NUM_SCALES - 1)
+    rows = nearest_rows(np.log(sigmas)).numpy()
     for net, group_rows in zip(codec.parameters, np.split(rows, np.cumsum(codec.config.groups)[:-1])):
         last = net.integer_convs[-1]
         last.kernel.assign(tf.zeros_like(last.kernel))

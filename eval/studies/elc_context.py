@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.codec import load_for_training, weights
-from models.entropy.coders import ROW_BIAS, ROW_GAIN, EntropyModels
+from models.entropy.coders import EntropyModels, rows_of
 from models.io import files, images
 from models.io.errors import UserError
 from transforms.resample import Upsample, pad_to_multiple
@@ -87,7 +87,7 @@ class Predictor(tf.keras.Model):
             context = tf.nn.conv2d(y_hat, kernel, 1, "SAME") + self.context.bias
         hyper = self.hyper(z_hat)[:, : shape[1], : shape[2]]
         means, log_scales = tf.split(self.parameters(tf.concat([hyper, context], -1)), 2, -1)
-        return means, ROW_GAIN * log_scales + ROW_BIAS
+        return means, rows_of(log_scales)
 
 
 def latents(codec, pictures: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:

@@ -7,12 +7,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from eval.replay import Recorder, Replay
 from models import elc
 from models.app import cli
 from models.codec import load, load_for_training, storage
 from models.codec.coding import to_uint8
 from models.elc import ELC, PRESETS, STAGES, TRAINED, Config
-from models.entropy.coders import Recorder, Replay, TableRate
+from models.entropy.coders import TableRate
 from models.entropy.container import StreamError
 from models.io import images
 from models.io.errors import UserError

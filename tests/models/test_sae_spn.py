@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from eval.replay import Recorder
 from models import sae_spn
 from models.app import cli
 from models.codec import load, load_for_training, storage
 from models.codec.coding import to_uint8
 from models.entropy import rans
-from models.entropy.coders import LatentCoder, Recorder, TableRate
+from models.entropy.coders import LatentCoder, TableRate
 from models.entropy.tables import CdfBank
 from models.io import images
 from models.io.errors import UserError
