@@ -1,4 +1,4 @@
-"""How good a picture is, and what it costs."""
+"""How good an image is, and what it costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
       a, b: uint8 `[H, W, 3]`, of one shape.
 
     Returns:
-      dB; infinite for equal pictures.
+      dB; infinite for equal images.
 
     Raises:
       ValueError: the arrays are not of that kind.
@@ -25,7 +25,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Multi-scale structural similarity of RGB pictures, mean of the three channels.
+    """Multi-scale structural similarity of RGB images, mean of the three channels.
 
     As in Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment"
     (Asilomar 2003): Gaussian window of 11 pixels with sigma 1.5, five scales weighted .0448, .2856, .3001,
@@ -57,7 +57,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def bpp(num_bytes: int, height: int, width: int) -> float:
-    """Bits per pixel of a file of `num_bytes` that holds a picture of `height` x `width` pixels."""
+    """Bits per pixel of a file of `num_bytes` that holds an image of `height` x `width` pixels."""
     return 8 * num_bytes / (height * width)
 
 
@@ -66,4 +66,4 @@ def _check(a: np.ndarray, b: np.ndarray) -> None:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
             raise ValueError(f"expected uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
     if a.shape != b.shape:
-        raise ValueError(f"pictures of two sizes: {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(f"images of two sizes: {list(a.shape)} and {list(b.shape)}")

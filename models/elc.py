@@ -142,7 +142,7 @@ Where they depart from the paper:
 * The enhanced decoder begins as the decoder: see `transforms.networks.enhance.Enhancement`.
 * The discriminator's step has its own gradient only. (In the release that of the generator's loss is added to it.)
 * The perceptual distance takes 0..255 as its network expects. (In the release LPIPS is given 0..1 instead of -1..1.)
-* Labelled pictures keep their aspect ratio: the shorter side is scaled to the patch, and a square is cut out.
+* Labelled images keep their aspect ratio: the shorter side is scaled to the patch, and a square is cut out.
 """
 
 
@@ -186,7 +186,7 @@ class ELC(Codec):
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
         self.track(METRICS[stage])
-        #: What the adversarial stage compares pictures with, see `transforms.losses.deep_features`; None: not at all.
+        #: What the adversarial stage compares images with, see `transforms.losses.deep_features`; None: not at all.
         self.perceptual_features: deep_features.Features | None = None
         c, n = config, config.width
         self.analysis = cheng.analysis(n)
@@ -246,21 +246,21 @@ class ELC(Codec):
         return checkerboard_pair(code, features, self.parameters, self.spatial_context, as_input)
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
-        """The enhanced decoder's picture where there is one, else the decoder's."""
+        """The enhanced decoder's image where there is one, else the decoder's."""
         if not self.enhances:
             return self.reconstruct_plainly(latents)
         return self.denormalise(self.enhancement(self.synthesis_stages(latents)))
 
     def reconstruct_plainly(self, latents: tf.Tensor) -> tf.Tensor:
-        """The decoder's picture, without enhancement: float32 [B, H, W, 3] in 0..255."""
+        """The decoder's image, without enhancement: float32 [B, H, W, 3] in 0..255."""
         return self.denormalise(self.synthesis(latents))
 
     def logits(self, latents: tf.Tensor) -> tf.Tensor:
-        """y_hat [B, H, W, N] -> logits of the classes, float32 [B, K]; it sees the padding of a picture, too."""
+        """y_hat [B, H, W, N] -> logits of the classes, float32 [B, K]; it sees the padding of an image, too."""
         return self.classifier(self.feature_transform(latents))
 
     def classify(self, data: bytes) -> np.ndarray:
-        """The probability of each of the `labels` for a file, float32 [K]. No picture is made.
+        """The probability of each of the `labels` for a file, float32 [K]. No image is made.
 
         Raises:
           UserError: weights of the base stage. StreamError: as `decompress` does.
@@ -325,7 +325,7 @@ class ELC(Codec):
         if self.stage == "classification" and tuple(classes) != self.labels:
             raise UserError(
                 f"the classifier's {len(self.labels)} labels ({_some(self.labels)}) are not the {len(classes)} classes "
-                f"of the pictures ({_some(classes)})"
+                f"of the images ({_some(classes)})"
             )
 
     def losses(self, batch, training: bool) -> dict[str, tf.Tensor]:

@@ -12,8 +12,8 @@ Adaptive Coding", CVPR 2022, https://arxiv.org/abs/2203.10886
                                           ▼
     images ◄── synthesis ◄────────────── y_hat
 
-Ten passes for the whole picture, each parallel over its positions and channels. The first groups are small and hold
-most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
+Ten passes for the whole image, each parallel over its positions and channels. The first groups are small and hold
+most of the energy: decoding only those already shows the image (`groups`, section 3.4 "progressive").
 
 Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/networks/detail.py`), a
 PCA initialisation, a second analysis before a file is written (`Codec.refine_analysis`), RDOQ
@@ -62,8 +62,8 @@ class Config:
       input to their output.
     detail: channels of the last group, if that is one of detail channels; 0 in the paper. See
     `transforms.networks.detail`.
-    restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
-    compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
+    restoration: files hold a filter for their image; not in the paper. See `models/tools/restoration.py`.
+    compensation: the share of what the synthesis would leave out of an image that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.refine_analysis`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
       moves, in the paper. See `models/tools/rdoq.py`.

@@ -1,4 +1,4 @@
-"""SFT: one model for every rate, steered by a quality map over the picture.
+"""SFT: one model for every rate, steered by a quality map over the image.
 
 Song, Choi, Han: "Variable-Rate Deep Image Compression through Spatially-Adaptive Feature Transform", ICCV 2021,
 https://arxiv.org/abs/2108.09551
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 LATENT_SCALE = 16.0
 #: A batch of a higher loss has no gradient (the authors skip it too).
 SKIPPED_LOSS = 1e4
-#: So many qualities from 0 to 1 are validated, each on some of the pictures.
+#: So many qualities from 0 to 1 are validated, each on some of the images.
 VALIDATION_QUALITIES = 9
 
 
@@ -84,8 +84,8 @@ class Config:
       the square root of λ, 4.382 / 2. 0 is the paper's letter: then the networks have to find out by themselves.
     sft_width: hidden channels of an SFT layer.
     sft_kernel: kernel size of an SFT layer.
-    restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
-    compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
+    restoration: files hold a filter for their image; not in the paper. See `models/tools/restoration.py`.
+    compensation: the share of what the synthesis would leave out of an image that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.refine_analysis`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
       moves, in the paper. See `models/tools/rdoq.py`.
@@ -228,7 +228,7 @@ class SFT(Codec):
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """bpp + mean of λ(q) · squared error (paper, equation 4), q a random map; see `Codec.losses`.
 
-        For validation the maps are uniform, one of nine qualities for each picture, the same at each time; in training
+        For validation the maps are uniform, one of nine qualities for each image, the same at each time; in training
         images of low qualities count more (`training.level_weights` says why).
 
         images: [B, H, W, 3]; or [B, H, W, 4] from data with segmentation masks, the last channel being the class of
@@ -256,7 +256,7 @@ class SFT(Codec):
         return figures
 
     def _map_weights(self, quality_map: tf.Tensor) -> tf.Tensor:
-        """What pictures with these maps count in training, [B]: `training.level_weights` of the mean quality."""
+        """What images with these maps count in training, [B]: `training.level_weights` of the mean quality."""
         low, high = self.lambdas
         fall = np.log(high / low) / 2  # of log(1 / sqrt(λ)) from quality 0 to 1
         mean_weight = (1 - np.exp(-fall)) / fall

@@ -1,4 +1,4 @@
-"""What training counts as the error of a picture, besides its bits.
+"""What training counts as the error of an image, besides its bits.
 
 Squared errors are what all five papers minimise. MS-SSIM compares local means, contrasts and structures at five scales,
 which agrees better with what people see; the field trains a second set of weights for it. Its λ are other numbers by
@@ -20,7 +20,7 @@ MS_SSIM_SCALE = 1290.0
 
 
 def distortion(kind: str, images: tf.Tensor, reconstruction: tf.Tensor) -> tf.Tensor:
-    """The error of each picture.
+    """The error of each image.
 
     Args:
       kind: of `KINDS`.
@@ -36,7 +36,7 @@ def distortion(kind: str, images: tf.Tensor, reconstruction: tf.Tensor) -> tf.Te
 
 
 def check_side(kind: str, side: int, what: str) -> None:
-    """UserError if pictures with that shorter side are too small for a distortion.
+    """UserError if images with that shorter side are too small for a distortion.
 
     what: what has that side, as the message has it.
     """

@@ -190,7 +190,7 @@ class SoftRate(_FloatCoder):
     rounded latents tell more than their bits pay for.
 
     Straight-through gradients drive a latent to the threshold between two integers: on either side the error of the
-    picture pulls it to the other, and where it ends is chance. Rounded softly (Agustsson & Theis, "Universally
+    image pulls it to the other, and where it ends is chance. Rounded softly (Agustsson & Theis, "Universally
     Quantized Neural Compression", NeurIPS 2020) it settles where the loss is least, and sharper and sharper ones settle
     at integers. The slope of bits is what they rise by from half a step below to half a step above, which is the mean
     of their gradient under uniform noise.

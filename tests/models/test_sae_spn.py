@@ -150,7 +150,7 @@ def test_sign_and_size_of_a_zero_are_not_coded(codecs):
 
 
 def test_passes_are_few(codecs, crop):
-    """Two for each group's zeros and two for signs and sizes, whatever the size of the picture."""
+    """Two for each group's zeros and two for signs and sizes, whatever the size of the image."""
     recorder = Recorder()
     codecs["sae_spn"].transmit(recorder, tf.constant(crop(32, 64)[None], tf.float32))
     assert len(recorder.symbols) == 2 * len(TINY.latent_groups) + 2

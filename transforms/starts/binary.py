@@ -23,7 +23,7 @@ from transforms.chain import Chain
 from transforms.starts.linear import covariance
 
 #: Of neighbouring pixels. Smaller than that of `linear_start`: what counts for bits is how large components get where
-#: pictures are busy. (Of 0.96 to 0.99 the one with the smallest error on photographs.)
+#: images are busy. (Of 0.96 to 0.99 the one with the smallest error on photographs.)
 PIXEL_CORRELATION = 0.97
 #: Standard deviation of the values of photographs in -1/2..1/2, roughly.
 DEVIATION = 0.25

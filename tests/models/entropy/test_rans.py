@@ -243,7 +243,7 @@ def test_pictures_of_a_batch_choose_lanes_for_themselves():
 
 
 def test_a_batch_that_would_be_decoded_in_an_empty_grid_is_refused(monkeypatch):
-    """One picture of many lanes and nine of one long lane; alone each of them is decoded."""
+    """One image of many lanes and nine of one long lane; alone each of them is decoded."""
     monkeypatch.setattr("models.entropy.rans.decoder.SPARSE_CELLS", 1 << 20)
     rng = np.random.default_rng(0)
     rows = np.full([10, 100_000], 3, np.int32)
