@@ -1,6 +1,6 @@
 # make demo   compress and decompress a photograph, and show the two side by side
 # make test   lint and tests
-# make lint   lint alone
+# make lint   lint alone: style, and which module may import which (the latter from Python 3.10 on)
 # make jax    an environment for what runs outside TensorFlow (train/pjrt/run.py): .venv-jax; its tests are skipped
 #             without one
 # make clean  remove the virtual environment and whatever else was made
@@ -26,6 +26,7 @@ test: lint
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	test ! -x $(VENV)/bin/lint-imports || $(VENV)/bin/lint-imports --no-logo --no-cache
 
 jax: .venv-jax/.installed
 

@@ -1,6 +1,6 @@
-"""Curves of the classical codecs on pictures of one's own: `python -m eval.anchors 'photos/*.png' -o photos.json`.
+"""Curves of the classical codecs on images of one's own: `python -m eval.anchors 'photos/*.png' -o photos.json`.
 
-The anchors that ship (`res/eval/anchors.json`) are of the 24 Kodak pictures. This measures JPEG, JPEG 2000, WebP and
+The anchors that ship (`res/eval/anchors.json`) are of the 24 Kodak images. This measures JPEG, JPEG 2000, WebP and
 AVIF on others, with the settings and at the qualities of those (`eval/classical.py`), and writes a file that
 `evaluate --anchors FILE` compares with.
 """
@@ -48,14 +48,14 @@ def qualities(codec: str) -> list[float]:
 
 def measure(paths: Sequence[Path], codecs: Sequence[str]) -> dict[str, dict]:
     """Curves as they are in a file of anchors: under the name of each codec's anchor `setting`, `q`, and the means over
-    pictures `bpp`, `psnr` and `ms_ssim`, which is left out where all are too small for it.
+    images `bpp`, `psnr` and `ms_ssim`, which is left out where all are too small for it.
 
     Args:
-      paths: of the pictures.
+      paths: of the images.
       codecs: names in `classical.CODECS`.
 
     Raises:
-      UserError: a picture cannot be read, or a codec keeps it without any loss: no mean holds an infinite PSNR.
+      UserError: an image cannot be read, or a codec keeps it without any loss: no mean holds an infinite PSNR.
     """
     from tqdm import tqdm
 
@@ -84,13 +84,13 @@ def measure(paths: Sequence[Path], codecs: Sequence[str]) -> dict[str, dict]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m eval.anchors", description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="Pictures, or globs.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Images, or globs.")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="Where the curves go, as JSON.")
     parser.add_argument(
         "--codecs",
         default=",".join(classical.CODECS),
         metavar="NAME[,NAME…]",
-        help="Which of %(default)s. AVIF takes most of the time: seconds for a picture of 768x512 at each quality.",
+        help="Which of %(default)s. AVIF takes most of the time: seconds for an image of 768x512 at each quality.",
     )
     parser.add_argument("-f", "--force", action="store_true", help="Replace the file.")
     args = parser.parse_args(arguments)
@@ -100,11 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SystemExit(f"error: --codecs: there is no {name!r}; choose from {', '.join(classical.CODECS)}")
     try:
         files.check_target(args.output, args.force)
-        paths = files.expand_inputs(args.pictures)
+        paths = files.expand_inputs(args.images)
         curves = measure(paths, codecs)
         content = {
             "data": f"{len(paths)} of one's own: {', '.join(path.name for path in paths)}",
-            "how": "means of the pictures' values; bpp counts the whole file",
+            "how": "means of the images' values; bpp counts the whole file",
             "codecs": curves,
         }
         files.atomic_write(args.output, (json.dumps(content, indent=1) + "\n").encode(), args.force)

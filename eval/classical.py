@@ -34,7 +34,7 @@ class Classical:
 
 
 def _jpeg(quality: float) -> dict[str, Any]:
-    # 4:2:0 and Huffman tables made for the picture: what a careful user would choose.
+    # 4:2:0 and Huffman tables made for the image: what a careful user would choose.
     return {"format": "JPEG", "quality": int(quality), "subsampling": "4:2:0", "optimize": True}
 
 
@@ -56,7 +56,7 @@ def _webp(quality: float) -> dict[str, Any]:
 
 
 def _avif(quality: float) -> dict[str, Any]:
-    # One thread: more of them cut the picture into tiles, which cost bytes.
+    # One thread: more of them cut the image into tiles, which cost bytes.
     return {"format": "AVIF", "quality": int(quality), "speed": 4, "subsampling": "4:4:4", "max_threads": 1}
 
 
@@ -75,7 +75,7 @@ CODECS = {
 
 
 def encode(codec: str, image: np.ndarray, quality: float) -> bytes:
-    """Compresses a picture.
+    """Compresses an image.
 
     Args:
       codec: a name in `CODECS`.
@@ -99,7 +99,7 @@ def encode(codec: str, image: np.ndarray, quality: float) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The picture in a file of any of the codecs: uint8 `[H, W, 3]`."""
+    """The image in a file of any of the codecs: uint8 `[H, W, 3]`."""
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image.convert("RGB"))
 

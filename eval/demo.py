@@ -29,17 +29,17 @@ CAPTION_HEIGHT = 28  # pixels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demo on the pictures named, or on the samples that ship; returns the exit code."""
+    """Runs the demo on the images named, or on the samples that ship; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m eval.demo", description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="*", type=Path, help="photographs; by default those in res/eval")
+    parser.add_argument("images", nargs="*", type=Path, help="photographs; by default those in res/eval")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "demo", help="folder for the results")
     options = parser.parse_args(arguments)
     # Device probing of TensorFlow, here and in the programs started, is nothing that a demo should show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        for picture in options.pictures or sorted((ROOT / "res" / "eval").glob("*.png")):
-            demonstrate(picture, options.output)
+        for image in options.images or sorted((ROOT / "res" / "eval").glob("*.png")):
+            demonstrate(image, options.output)
     except subprocess.CalledProcessError as error:
         return error.returncode  # the program has said what is wrong
     except (UserError, OSError) as error:
@@ -48,24 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def demonstrate(picture: Path, folder: Path) -> None:
-    """Compresses and decompresses one picture, prints the figures and leaves the results in a folder.
+def demonstrate(image: Path, folder: Path) -> None:
+    """Compresses and decompresses one image, prints the figures and leaves the results in a folder.
 
     Raises:
-      UserError: the picture cannot be read, or the results cannot be written.
+      UserError: the image cannot be read, or the results cannot be written.
       subprocess.CalledProcessError: the command line failed.
     """
-    before = read_image(picture)
-    stream = folder / f"{picture.stem}.tfci"
+    before = read_image(image)
+    stream = folder / f"{image.stem}.tfci"
     with tempfile.TemporaryDirectory() as temporary:
         decoded = Path(temporary) / "decoded.png"
-        run_elic("compress", picture, "-o", stream, "--force")
+        run_elic("compress", image, "-o", stream, "--force")
         run_elic("decompress", stream, "-o", decoded)
         after = read_image(decoded)
     size = stream.stat().st_size
 
     height, width = before.shape[:2]
-    print(f"\n{picture.name}, {width}x{height}; the others at no more bytes than ELIC:")
+    print(f"\n{image.name}, {width}x{height}; the others at no more bytes than ELIC:")
     print(f"{'':6} {'bytes':>8} {'bpp':>7} {'PSNR, dB':>9} {'MS-SSIM':>8}")
     print(figures("elic", size, before, after))
     panels = {"original": before, caption("ELIC", size, before, after): after}
@@ -80,7 +80,7 @@ def demonstrate(picture: Path, folder: Path) -> None:
         if codec == "jpeg":
             panels[caption("JPEG", len(data), before, other)] = other
 
-    target = folder / f"{picture.stem}.png"
+    target = folder / f"{image.stem}.png"
     write_image(target, side_by_side(panels), force=True)
     print(f"\nbefore and after: {_shown(target)}, compressed: {_shown(stream)}")
 
@@ -93,7 +93,7 @@ def run_elic(*arguments: str | Path) -> None:
 
 
 def figures(name: str, size: int, before: np.ndarray, after: np.ndarray) -> str:
-    """A line of the table: what a file of `size` bytes costs, and how good its picture is.
+    """A line of the table: what a file of `size` bytes costs, and how good its image is.
 
     Args:
       name: of the codec.
@@ -112,10 +112,10 @@ def caption(name: str, size: int, before: np.ndarray, after: np.ndarray) -> str:
 
 
 def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
-    """Pictures in a row, with their captions above.
+    """Images in a row, with their captions above.
 
     Args:
-      panels: N pictures of one size, uint8 `[H, W, 3]`, by caption.
+      panels: N images of one size, uint8 `[H, W, 3]`, by caption.
 
     Returns:
       uint8 `[H + CAPTION_HEIGHT, N * W, 3]`.

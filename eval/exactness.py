@@ -1,6 +1,6 @@
 """Shows that the entropy networks give the same integers wherever they run: `python -m eval.exactness`.
 
-Records the symbols of a picture, then computes from them all means and table rows of all passes in many ways: eagerly,
+Records the symbols of an image, then computes from them all means and table rows of all passes in many ways: eagerly,
 as a graph, compiled by XLA, on one thread and two, with oneDNN and without, in a batch, and under JAX's PJRT from the
 lowered HLO (`--jax_python`, on whatever device JAX finds there). The integer form must agree bit for bit; the float
 form is run beside it to show that these ways do differ.
@@ -33,10 +33,10 @@ PROCESSES = {
 
 
 def recorded_symbols(codec, image: np.ndarray) -> list[np.ndarray]:
-    """The symbols of all passes of a picture, uint8 [H, W, 3]: int32 arrays [1, N]."""
+    """The symbols of all passes of an image, uint8 [H, W, 3]: int32 arrays [1, N]."""
     import tensorflow as tf
 
-    from models.entropy.coders import Recorder
+    from eval.replay import Recorder
 
     coder = Recorder()
     padded = codec.pad(tf.cast(image[None], tf.float32))
@@ -45,7 +45,7 @@ def recorded_symbols(codec, image: np.ndarray) -> list[np.ndarray]:
 
 
 def _controls(codec, shape) -> dict:
-    """What `transmit` takes for padded pictures of a shape (B, H, W) where nothing is asked for: a middle quality."""
+    """What `transmit` takes for padded images of a shape (B, H, W) where nothing is asked for: a middle quality."""
     return codec.rate_control.from_args(shape)[1]
 
 
@@ -53,10 +53,10 @@ def entropy_path(codec, shape: tuple[int, int, int], exact: bool) -> Callable[[S
     """A function of all passes' symbols that gives the mean and the table row of every Gaussian symbol.
 
     Args:
-      shape: (B, H, W) of the padded pictures.
+      shape: (B, H, W) of the padded images.
       exact: the integer form; else the float form.
     """
-    from models.entropy.coders import Replay
+    from eval.replay import Replay
 
     def run(*symbols):
         coder = Replay(symbols, exact)
@@ -152,8 +152,8 @@ def under_jax(python: str, directory, **environment: str) -> str:
     return done.stdout.strip().split("\n")[-1] if done.returncode in (0, 1) else done.stderr.strip()[-300:]
 
 
-def cost(weights_path, pictures: Sequence) -> str:
-    """What the integer form costs against the float form: rate, PSNR and seconds, means over pictures, as text.
+def cost(weights_path, images: Sequence) -> str:
+    """What the integer form costs against the float form: rate, PSNR and seconds, means over images, as text.
 
     The rate of the integer networks is given twice: under Gaussians of the rows' scales, which leaves the networks as
     the only difference, and under the 12-bit tables that files are written with.
@@ -161,15 +161,16 @@ def cost(weights_path, pictures: Sequence) -> str:
     import tensorflow as tf
 
     from eval.metrics import psnr
+    from eval.replay import Replay
     from models.codec import load, load_for_training
     from models.codec.coding import to_uint8
-    from models.entropy.coders import FloatRate, Replay, TableRate
+    from models.entropy.coders import FloatRate, TableRate
     from models.io.images import read_image
 
     integer, floating = load(weights_path), load_for_training(weights_path)
     figures = []
-    for picture in pictures:
-        image = read_image(picture)
+    for source in images:
+        image = read_image(source)
         height, width = image.shape[:2]
         padded = integer.pad(tf.cast(image[None], tf.float32))
         shape, controls = padded.shape[:3], _controls(integer, padded.shape[:3])
@@ -192,7 +193,7 @@ def cost(weights_path, pictures: Sequence) -> str:
         figures.append(row)
     float_bpp, float_db, table_bpp, integer_db, float_table_bpp, ideal_bpp, float_s, integer_s = np.mean(figures, 0)
     return (
-        f"{len(figures)} pictures: estimated rates, PSNR of rounded pictures, seconds of the entropy networks alone\n"
+        f"{len(figures)} images: estimated rates, PSNR of rounded images, seconds of the entropy networks alone\n"
         f"float networks                       {float_bpp:.5f} bpp  {float_db:.4f} dB  {float_s:.3f} s\n"
         f"float networks and 12-bit tables     {float_table_bpp:.5f} bpp\n"
         f"integer networks                     {ideal_bpp:.5f} bpp ({100 * (ideal_bpp / float_bpp - 1):+.2f} %)  "
@@ -244,7 +245,7 @@ def differences(reference: list[np.ndarray], other: list[np.ndarray]) -> str:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.exactness", description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="*", help="by default the sample in res/eval")
+    parser.add_argument("images", nargs="*", help="by default the sample in res/eval")
     parser.add_argument("--weights", help="weights file; by default ELIC's that ship")
     parser.add_argument("--jax_python", help="an interpreter that has jax")
     parser.add_argument("--export", metavar="DIR", help="only write what eval/exactness_run.py needs, and stop")
@@ -262,22 +263,22 @@ def main(argv=None) -> int:
 
     path = args.weights or weights.default("elic")
     root = Path(__file__).resolve().parent.parent
-    pictures = files.expand_inputs(args.pictures) or sorted((root / "res" / "eval").glob("*.png"))
+    sources = files.expand_inputs(args.images) or sorted((root / "res" / "eval").glob("*.png"))
     if args.cost:
-        print(cost(path, pictures))
+        print(cost(path, sources))
         return 0
     codec = load(path)
     _load_floats(codec, path)
     wrong = 0
-    for picture in pictures:
-        image = images.read_image(picture)
+    for source in sources:
+        image = images.read_image(source)
         symbols = recorded_symbols(codec, image)
         shape = (1, *codec.padded_size(*image.shape[:2]))
         if args.export:
             export(codec, symbols, shape, True, args.export)
             return 0
         for exact in (True, False):
-            print(f"{Path(picture).name}, {'integer' if exact else 'float'} form, against eager:")
+            print(f"{Path(source).name}, {'integer' if exact else 'float'} form, against eager:")
             results = in_this_process(codec, symbols, shape, exact)
             results |= in_other_processes(path, symbols, shape, exact)
             for name, result in results.items():

@@ -25,14 +25,14 @@ AXES = {"psnr": "PSNR, dB (RGB)", "ms_ssim": "MS-SSIM, dB (RGB)"}
 
 @dataclass(frozen=True)
 class Measurement:
-    """One picture, compressed and decompressed.
+    """One image, compressed and decompressed.
 
     Attributes:
-      name: of the picture.
+      name: of the image.
       num_bytes: of the whole file.
       height, width: in pixels.
       psnr: dB.
-      ms_ssim: 0..1, NaN where the picture is too small for it.
+      ms_ssim: 0..1, NaN where the image is too small for it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Curve:
-    """A rate-distortion curve: what a codec reaches, averaged over a set of pictures.
+    """A rate-distortion curve: what a codec reaches, averaged over a set of images.
 
     Attributes:
       name: what to call it.
@@ -82,15 +82,15 @@ class Curve:
 
 
 def mean(measurements: Sequence[Measurement]) -> dict[str, float]:
-    """Means over pictures of `bpp`, `psnr` and `ms_ssim`: each the mean of the per-picture values, as usual.
+    """Means over images of `bpp`, `psnr` and `ms_ssim`: each the mean of the per-image values, as usual.
 
-    Pictures without an MS-SSIM do not count in its mean; where none has one it is NaN.
+    Images without an MS-SSIM do not count in its mean; where none has one it is NaN.
 
     Raises:
-      ValueError: there is no picture.
+      ValueError: there is no image.
     """
     if not measurements:
-        raise ValueError("no pictures to average")
+        raise ValueError("no images to average")
     known = [m.ms_ssim for m in measurements if not math.isnan(m.ms_ssim)]
     return {
         "bpp": float(np.mean([m.bpp for m in measurements])),
@@ -109,11 +109,11 @@ def curve_of(name: str, points: Sequence[Sequence[Measurement]]) -> Curve:
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """A line per picture and one for the mean, in aligned columns; no newline at the end."""
+    """A line per image and one for the mean, in aligned columns; no newline at the end."""
     average = mean(measurements)
     label = f"mean of {len(measurements)}"
-    width = max(len("picture"), len(label), *(len(m.name) for m in measurements))
-    lines = [f"{'picture':{width}}  {'size':>11}  {'bytes':>9}  {'bpp':>7}  {'PSNR':>6}  {'MS-SSIM':>7}"]
+    width = max(len("image"), len(label), *(len(m.name) for m in measurements))
+    lines = [f"{'image':{width}}  {'size':>11}  {'bytes':>9}  {'bpp':>7}  {'PSNR':>6}  {'MS-SSIM':>7}"]
     for m in measurements:
         size = f"{m.width}x{m.height}"
         figures = _figures(m.bpp, m.psnr, m.ms_ssim)
@@ -137,8 +137,8 @@ def write_json(path: PathLike, measurements: Sequence[Measurement], force: bool 
     Raises:
       UserError: as of `models.io.files.atomic_write`.
     """
-    pictures = [{**asdict(m), "bpp": m.bpp} for m in measurements]
-    text = json.dumps(_finite({**facts, "mean": mean(measurements), "pictures": pictures}), indent=1)
+    images = [{**asdict(m), "bpp": m.bpp} for m in measurements]
+    text = json.dumps(_finite({**facts, "mean": mean(measurements), "pictures": images}), indent=1)
     atomic_write(path, (text + "\n").encode(), force)
 
 

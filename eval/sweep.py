@@ -1,4 +1,4 @@
-"""Runs a codec over pictures and measures what it wrote and what came back."""
+"""Runs a codec over images and measures what it wrote and what came back."""
 
 from __future__ import annotations
 

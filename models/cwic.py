@@ -157,7 +157,10 @@ class CWIC(Codec):
 
     def init_pca(self) -> None:
         """See `Codec` and `transforms/starts/binary.py`."""
-        binary_start.begin(self.encoder, self.code_head, self.synthesis)
+        try:
+            binary_start.begin(self.encoder, self.code_head, self.synthesis)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Images [B, H, W, 3], padded -> codes, 0 or 1, [B, H / 8, W / 8, n], and the importance p in 0..1,

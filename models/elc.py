@@ -41,12 +41,11 @@ import tensorflow as tf
 from models.codec import Codec, adversarial
 from models.codec import training as training_steps
 from models.codec.registry import register
-from models.entropy.coders import ROW_BIAS, ROW_GAIN
-from models.entropy.tables import NUM_SCALES
+from models.entropy.passes import checkerboard_pair, gaussian_net, hyperprior
 from models.io.errors import UserError
 from models.tasks import classifier as classifiers
 from transforms import checkerboard
-from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
+from transforms.exact import Conv, EntropyNet, LatentInput, spatially
 from transforms.losses import deep_features
 from transforms.networks import cheng, enhance, hific
 from transforms.resample import pad_to_multiple
@@ -143,7 +142,7 @@ Where they depart from the paper:
 * The enhanced decoder begins as the decoder: see `transforms.networks.enhance.Enhancement`.
 * The discriminator's step has its own gradient only. (In the release that of the generator's loss is added to it.)
 * The perceptual distance takes 0..255 as its network expects. (In the release LPIPS is given 0..1 instead of -1..1.)
-* Labelled pictures keep their aspect ratio: the shorter side is scaled to the patch, and a square is cut out.
+* Labelled images keep their aspect ratio: the shorter side is scaled to the patch, and a square is cut out.
 """
 
 
@@ -187,28 +186,20 @@ class ELC(Codec):
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
         self.track(METRICS[stage])
-        #: What the adversarial stage compares pictures with, see `transforms.losses.deep_features`; None: not at all.
+        #: What the adversarial stage compares images with, see `transforms.losses.deep_features`; None: not at all.
         self.perceptual_features: deep_features.Features | None = None
         c, n = config, config.width
         self.analysis = cheng.analysis(n)
         self.synthesis = cheng.synthesis(n)
         self.hyper_analysis = cheng.hyper_analysis(n)
         self.hyper_synthesis = EntropyNet(
-            n,
-            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(c.hyper_features, 3)],
-            name="hyper_synthesis",
+            n, [*(Conv(w, 5, up=2) for w in c.hyper_widths), Conv(c.hyper_features, 3)], name="hyper_synthesis"
         )
         self.hyper_input = LatentInput(n, name="hyper_input")
         self.latent_input = LatentInput(n, name="latent_input")
         self.spatial_context = EntropyNet(n, [Conv(2 * n, masked=True)], name="spatial_context")
-        self.parameters = EntropyNet(
-            c.hyper_features + 2 * n,
-            [*(Conv(w) for w in c.parameter_widths), Conv(2 * n)],
-            output=Output.PARAMETERS,
-            output_gain=ROW_GAIN,
-            output_bias=ROW_BIAS,
-            rows=NUM_SCALES,
-            name="parameters",
+        self.parameters = gaussian_net(
+            c.hyper_features + 2 * n, [*(Conv(w) for w in c.parameter_widths), Conv(2 * n)], "parameters"
         )
         if stage != "base":
             features = classifiers.cut_channels(c.classifier_widths)
@@ -239,38 +230,37 @@ class ELC(Codec):
 
     def code(self, coder, y, shape):
         """Walks z, the anchors and the non-anchors of y; see `Codec`. Returns y_hat [B, H / 16, W / 16, N]."""
-        z = anchors = non_anchors = None
+        z, sent = None, (None, None)
         if y is not None:
-            z = self.hyper_analysis(pad_to_multiple(y, 4))
-            anchors, non_anchors = checkerboard.split(y)
-        rows, columns = shape[1] // 16, shape[2] // 16
-        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.width]
-        z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
-        hyper = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
-        hyper = spatially(lambda x: x[:, :rows, :columns], hyper)
-        first, second = spatially(checkerboard.split, hyper)
-        silent = zeros(first, 2 * self.config.width)
-        anchors_hat = coder.gaussian("y", anchors, self.parameters.run(concat([first, silent])))
-        context = self.spatial_context.run(self.latent_input.run(anchors_hat, coder.exact))
-        non_anchors_hat = coder.gaussian("y", non_anchors, self.parameters.run(concat([second, context])))
-        return checkerboard.merge(anchors_hat, non_anchors_hat)
+            z, sent = self.hyper_analysis(pad_to_multiple(y, 4)), checkerboard.split(y)
+        size = shape[0], shape[1] // 16, shape[2] // 16
+        _, hyper = hyperprior(coder, z, size, self.hyper_input, self.hyper_synthesis)
+
+        def code(half, parameters):
+            return coder.gaussian("y", sent[half], parameters)
+
+        def as_input(anchors):
+            return self.latent_input.run(anchors, coder.exact)
+
+        features = [[half] for half in spatially(checkerboard.split, hyper)]
+        return checkerboard_pair(code, features, self.parameters, self.spatial_context, as_input)
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
-        """The enhanced decoder's picture where there is one, else the decoder's."""
+        """The enhanced decoder's image where there is one, else the decoder's."""
         if not self.enhances:
             return self.reconstruct_plainly(latents)
         return self.denormalise(self.enhancement(self.synthesis_stages(latents)))
 
     def reconstruct_plainly(self, latents: tf.Tensor) -> tf.Tensor:
-        """The decoder's picture, without enhancement: float32 [B, H, W, 3] in 0..255."""
+        """The decoder's image, without enhancement: float32 [B, H, W, 3] in 0..255."""
         return self.denormalise(self.synthesis(latents))
 
     def logits(self, latents: tf.Tensor) -> tf.Tensor:
-        """y_hat [B, H, W, N] -> logits of the classes, float32 [B, K]; it sees the padding of a picture, too."""
+        """y_hat [B, H, W, N] -> logits of the classes, float32 [B, K]; it sees the padding of an image, too."""
         return self.classifier(self.feature_transform(latents))
 
     def classify(self, data: bytes) -> np.ndarray:
-        """The probability of each of the `labels` for a file, float32 [K]. No picture is made.
+        """The probability of each of the `labels` for a file, float32 [K]. No image is made.
 
         Raises:
           UserError: weights of the base stage. StreamError: as `decompress` does.
@@ -335,7 +325,7 @@ class ELC(Codec):
         if self.stage == "classification" and tuple(classes) != self.labels:
             raise UserError(
                 f"the classifier's {len(self.labels)} labels ({_some(self.labels)}) are not the {len(classes)} classes "
-                f"of the pictures ({_some(classes)})"
+                f"of the images ({_some(classes)})"
             )
 
     def losses(self, batch, training: bool) -> dict[str, tf.Tensor]:

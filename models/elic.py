@@ -12,8 +12,8 @@ Adaptive Coding", CVPR 2022, https://arxiv.org/abs/2203.10886
                                           ▼
     images ◄── synthesis ◄────────────── y_hat
 
-Ten passes for the whole picture, each parallel over its positions and channels. The first groups are small and hold
-most of the energy: decoding only those already shows the picture (`groups`, section 3.4 "progressive").
+Ten passes for the whole image, each parallel over its positions and channels. The first groups are small and hold
+most of the energy: decoding only those already shows the image (`groups`, section 3.4 "progressive").
 
 Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/networks/detail.py`), a
 PCA initialisation, a second analysis before a file is written (`Codec.refine_analysis`), RDOQ
@@ -36,11 +36,10 @@ import tensorflow as tf
 from models.codec import Codec
 from models.codec.registry import register
 from models.codec.training import warm_start
-from models.entropy.coders import ROW_BIAS, ROW_GAIN
-from models.entropy.tables import NUM_SCALES
+from models.entropy.passes import checkerboard_pair, gaussian_net, hyperprior
 from models.io.errors import UserError
 from transforms import checkerboard
-from transforms.exact import Conv, EntropyNet, LatentInput, Output, concat, spatially, zeros
+from transforms.exact import Conv, EntropyNet, LatentInput, concat, spatially
 from transforms.gain import GainedInput, GainUnit
 from transforms.networks import detail
 from transforms.networks import elic as transforms
@@ -63,8 +62,8 @@ class Config:
       input to their output.
     detail: channels of the last group, if that is one of detail channels; 0 in the paper. See
     `transforms.networks.detail`.
-    restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
-    compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
+    restoration: files hold a filter for their image; not in the paper. See `models/tools/restoration.py`.
+    compensation: the share of what the synthesis would leave out of an image that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.refine_analysis`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
       moves, in the paper. See `models/tools/rdoq.py`.
@@ -145,7 +144,7 @@ class ELIC(Codec):
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels)
         self.hyper_synthesis = EntropyNet(
             c.hyper_channels,
-            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(c.hyper_features, 3)],
+            [*(Conv(w, 5, up=2) for w in c.hyper_widths), Conv(c.hyper_features, 3)],
             name="hyper_synthesis",
         )
         if len(self.lambdas) > 1:
@@ -167,15 +166,7 @@ class ELIC(Codec):
             EntropyNet(g, [Conv(2 * g, masked=True)], name=f"spatial_context{k}") for k, g in enumerate(c.groups)
         ]
         self.parameters = [
-            EntropyNet(
-                self._parameter_inputs(k),
-                [Conv(w) for w in self._parameter_widths(k)],
-                output=Output.PARAMETERS,
-                output_gain=ROW_GAIN,
-                output_bias=ROW_BIAS,
-                rows=NUM_SCALES,
-                name=f"parameters{k}",
-            )
+            gaussian_net(self._parameter_inputs(k), [Conv(w) for w in self._parameter_widths(k)], f"parameters{k}")
             for k in range(len(c.groups))
         ]
 
@@ -275,18 +266,14 @@ class ELIC(Codec):
             z = self.hyper_analysis(pad_to_multiple(y, 4))
             if quality is not None:
                 z = self.hyper_gain(z, quality)
-        rows, columns = shape[1] // 16, shape[2] // 16
-        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.config.hyper_channels]
-        z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
+        size = shape[0], shape[1] // 16, shape[2] // 16
         gained = () if quality is None else (quality,)
-        hyper = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact, *gained))
-        hyper = spatially(lambda x: x[:, :rows, :columns], hyper)
+        _, hyper = hyperprior(coder, z, size, self.hyper_input, self.hyper_synthesis, *gained)
         halves = spatially(checkerboard.split, hyper)
-        # The latent of each group at anchors and non-anchors, [B, rows, columns / 2, C_k].
-        sent = [None] * len(self.config.groups)
+        # Of each group the latent at anchors and at non-anchors, [B, rows, columns / 2, C_k].
+        sent = [(None, None)] * count
         if y is not None:
-            anchors, non_anchors = (tf.split(half, self.config.groups, -1) for half in checkerboard.split(y))
-            sent = list(zip(anchors, non_anchors))
+            sent = list(zip(*(tf.split(half, self.config.groups, -1) for half in checkerboard.split(y))))
         decoded, context_inputs = [], []
         for k, latent in enumerate(sent):
             features = [[half] for half in halves]
@@ -294,22 +281,22 @@ class ELIC(Codec):
                 context = spatially(checkerboard.split, self.channel_contexts[k].run(concat(context_inputs)))
                 for half, part in zip(features, context):
                     half.append(part)
-            read = groups is None or k < groups
-            y_hat = self._transmit_group(coder, k, features, latent, read)
+            y_hat = self._code_group(coder, k, latent, features, read=groups is None or k < groups)
             decoded.append(y_hat)
             context_inputs.append(self.latent_inputs[k].run(y_hat, coder.exact))
         y_hat = tf.concat(decoded, -1)
         return y_hat if quality is None else self.latent_inverse_gain(y_hat, quality)
 
-    def _transmit_group(self, coder, k: int, features, latent, read: bool) -> tf.Tensor:
-        """Anchors, then non-anchors of group k: y_hat [B, rows, columns, C_k]."""
-        anchors, non_anchors = latent or (None, None)
-        code = coder.gaussian if read else lambda name, latent, parameters: tf.split(parameters.value, 2, -1)[0]
-        silent = zeros(features[0][0], 2 * self.config.groups[k])
-        anchors_hat = code("y", anchors, self.parameters[k].run(concat([*features[0], silent])))
-        spatial = self.spatial_contexts[k].run(self.latent_inputs[k].run(anchors_hat, coder.exact))
-        non_anchors_hat = code("y", non_anchors, self.parameters[k].run(concat([*features[1], spatial])))
-        return checkerboard.merge(anchors_hat, non_anchors_hat)
+    def _code_group(self, coder, k: int, latent, features, read: bool) -> tf.Tensor:
+        """Codes the two passes of group k: y_hat [B, rows, columns, C_k]. It is the predicted means if not `read`."""
+
+        def code(half, parameters):
+            return coder.gaussian("y", latent[half], parameters) if read else tf.split(parameters.value, 2, -1)[0]
+
+        def as_input(anchors):
+            return self.latent_inputs[k].run(anchors, coder.exact)
+
+        return checkerboard_pair(code, features, self.parameters[k], self.spatial_contexts[k], as_input)
 
     def symbol_scale(self, quality=None):
         return tf.ones([]) if quality is None else self.latent_gain.gains(quality)[:, None, None]

@@ -37,11 +37,11 @@ from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy import tables
 from models.entropy.bit_context import ContextModel
-from models.entropy.coders import LOGIT_BIAS, LOGIT_GAIN
+from models.entropy.passes import bernoulli_net
 from models.io.errors import UserError
 from models.io.images import ImageWarning
 from transforms import quantizers, switches
-from transforms.exact import Conv, EntropyNet, Fixed, Output
+from transforms.exact import Conv, Fixed
 from transforms.losses import deep_features
 from transforms.networks import adversarial as networks
 from transforms.networks import sae
@@ -51,13 +51,13 @@ logger = logging.getLogger(__name__)
 
 VARIANTS = ("sae_spn", "sae", "swwae")
 
-#: What each part weighs in the generator's loss, pictures in -1..1 (paper, section 3; `switches` is ours).
+#: What each part weighs in the generator's loss, images in -1..1 (paper, section 3; `switches` is ours).
 LOSS_WEIGHTS = {"mse": 1.0, "perceptual": 5.0, "intermediate": 1.0, "switches": 1.0, "adversarial": 1.0}
 
 #: The discriminator's learning rate, in parts of the generator's. The authors update it once, the generator five times.
 DISCRIMINATOR_RATE = 0.2
 
-#: Pictures with more pixels than this are far from what an instance normalisation saw in training: four of the
+#: Images with more pixels than this are far from what an instance normalisation saw in training: four of the
 #: paper's 512x512.
 LARGE = 4 * 512 * 512
 
@@ -69,7 +69,7 @@ class Config:
     widths: channels at the full resolution, 1/2, 1/4, 1/8 and 1/16; all but the first divisible by 4.
     latent_groups: channels of the latents that are predicted together; their sum is C, the channels of the latents.
     blocks: how often the one residual block is applied.
-    norm: "instance" (paper), or "channel" or "none", which know no size of the picture; see
+    norm: "instance" (paper), or "channel" or "none", which know no size of the image; see
     `transforms.networks.sae.make_norm`. sigma: hardness of the soft quantiser.
     context_width: channels of the networks that predict the latents' bits.
     discriminator_widths: channels of the discriminator at 1/2, 1/4, 1/8 and 1/16.
@@ -98,7 +98,7 @@ PRESETS = {
 * Normalisation. The authors have instance normalisation in the encoder and batch normalisation in the decoder. One
   residual block applied nine times has nine statistics, which a single moving average cannot hold, so that in
   inference the decoder would be another one than was trained: here the decoder has the encoder's kind. Instance
-  normalisation computes with statistics of the whole picture: a picture much larger than the training crops is
+  normalisation computes with statistics of the whole image: an image much larger than the training crops is
   normalised differently from them (a warning says so), and its mean brightness can only survive in what the
   normalisation does not see. `small`, with few channels, has none: it learns several times faster so.
 * The switch predictor is a classifier of the four pixels, trained with everything else by its cross-entropy, whose
@@ -106,7 +106,7 @@ PRESETS = {
 * The intermediate loss compares maps before the decoder's ReLU: the encoder's, normalised after theirs, have negative
   values too. The encoder gets no gradient of it.
 * One update of the generator for each of the discriminator, at five times its learning rate, instead of five.
-* No CLAHE and no squashing to 512x512: pictures are what they are, padded to the stride.
+* No CLAHE and no squashing to 512x512: images are what they are, padded to the stride.
 * The latents are entropy coded, where the paper counts log2(5) bits for each. The rate is no part of what trains
   the transforms, as there.
 """
@@ -136,15 +136,8 @@ class SwitchCoder(tf.Module):
 
     def __init__(self, channels: int, name: str):
         super().__init__(name=name)
-        self.logits = EntropyNet(
-            1,
-            [Conv(3 * channels)],  # of: lower row; right column in the upper row; in the lower row
-            output=Output.ROWS,
-            output_gain=LOGIT_GAIN,
-            output_bias=LOGIT_BIAS,
-            rows=tables.NUM_LOGITS,
-            name="logits",
-        )
+        # Of: lower row; right column in the upper row; right column in the lower row.
+        self.logits = bernoulli_net(1, [Conv(3 * channels)], "logits")
 
     def transmit(self, coder, name: str, switch: tf.Tensor | None, shape) -> tf.Tensor:
         """Codes switches, int32 [B, H, W, C] of that shape; None when decoding. Returns them decoded."""
@@ -166,7 +159,7 @@ class SwitchCoder(tf.Module):
 class SAESPN(Codec):
     """SAE-SPN and the two autoencoders it is compared with, on the zoo's contract; see `Codec`.
 
-    What instance normalisation means for large pictures is said beside the presets. Encoder and decoder compute in
+    What instance normalisation means for large images is said beside the presets. Encoder and decoder compute in
     floating point, what chooses the probabilities of bits in integers: files decode on every device.
 
     Args:
@@ -257,7 +250,7 @@ class SAESPN(Codec):
         return decoded, found
 
     def _transmit_levels(self, coder, levels: tf.Tensor | None, ones: tf.Tensor) -> tf.Tensor:
-        """Levels [B, H, W, C] as bits. ones: [B, H, W, 1], all that is known at first: where the picture ends."""
+        """Levels [B, H, W, C] as bits. ones: [B, H, W, 1], all that is known at first: where the image ends."""
         sent = pair = None
         if levels is not None:
             sent, *pair = quantizers.to_bits(levels)
@@ -278,7 +271,7 @@ class SAESPN(Codec):
         return tables.bernoulli_rows()
 
     def compress_batch(self, images: np.ndarray, *options, **controls) -> list[bytes]:
-        """See `Codec`. Warns of pictures that instance normalisation makes something else of than of crops."""
+        """See `Codec`. Warns of images that instance normalisation makes something else of than of crops."""
         if (
             self.config.norm == "instance"
             and np.ndim(images) == 4
@@ -286,7 +279,7 @@ class SAESPN(Codec):
         ):
             height, width = np.shape(images)[1:3]
             warnings.warn(
-                f"{width}x{height}: these weights normalise over the whole picture, and were trained on small ones: "
+                f"{width}x{height}: these weights normalise over the whole image, and were trained on small ones: "
                 "colours and contrast may be off",
                 ImageWarning,
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""SFT: one model for every rate, steered by a quality map over the picture.
+"""SFT: one model for every rate, steered by a quality map over the image.
 
 Song, Choi, Han: "Variable-Rate Deep Image Compression through Spatially-Adaptive Feature Transform", ICCV 2021,
 https://arxiv.org/abs/2108.09551
@@ -35,11 +35,10 @@ from models.codec import Codec
 from models.codec import quality_map as user_maps
 from models.codec import training as training_steps
 from models.codec.registry import register
-from models.entropy.coders import ROW_BIAS, ROW_GAIN
-from models.entropy.tables import NUM_SCALES
+from models.entropy.passes import gaussian_net, hyperprior
 from models.io.errors import UserError
 from transforms import quality_maps
-from transforms.exact import Conv, EntropyNet, LatentInput, Output, spatially
+from transforms.exact import Conv, LatentInput
 from transforms.networks import sft as transforms
 from transforms.resample import pad_to_multiple
 from transforms.starts import linear as linear_start
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 LATENT_SCALE = 16.0
 #: A batch of a higher loss has no gradient (the authors skip it too).
 SKIPPED_LOSS = 1e4
-#: So many qualities from 0 to 1 are validated, each on some of the pictures.
+#: So many qualities from 0 to 1 are validated, each on some of the images.
 VALIDATION_QUALITIES = 9
 
 
@@ -85,8 +84,8 @@ class Config:
       the square root of λ, 4.382 / 2. 0 is the paper's letter: then the networks have to find out by themselves.
     sft_width: hidden channels of an SFT layer.
     sft_kernel: kernel size of an SFT layer.
-    restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
-    compensation: the share of what the synthesis would leave out of a picture that a second analysis makes up for, in
+    restoration: files hold a filter for their image; not in the paper. See `models/tools/restoration.py`.
+    compensation: the share of what the synthesis would leave out of an image that a second analysis makes up for, in
       files; 0 in the paper. See `Codec.refine_analysis`.
     rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
       moves, in the paper. See `models/tools/rdoq.py`.
@@ -154,14 +153,10 @@ class SFT(Codec):
         self.analysis = transforms.analysis(c.widths, c.latents, sizes, c.pixel_condition_widths)
         self.hyper_analysis = transforms.hyper_analysis(c.latents, c.hyper_channels, sizes, c.condition_widths)
         self.hyper_input = LatentInput(self.prior_channels(), name="hyper_input")
-        self.hyper_synthesis = EntropyNet(
+        self.hyper_synthesis = gaussian_net(
             self.prior_channels(),
-            [Conv(c.hyper_widths[0], 5, up=2), Conv(c.hyper_widths[1], 5, up=2), Conv(2 * c.latents, 3)],
-            output=Output.PARAMETERS,
-            output_gain=ROW_GAIN,
-            output_bias=ROW_BIAS,
-            rows=NUM_SCALES,
-            name="hyper_synthesis",
+            [*(Conv(w, 5, up=2) for w in c.hyper_widths), Conv(2 * c.latents, 3)],
+            "hyper_synthesis",
         )
         self.synthesis = transforms.Synthesis(
             c.widths, c.latents, self.prior_channels(), c.recovered, sizes, c.condition_widths
@@ -190,12 +185,9 @@ class SFT(Codec):
         quality_map: that of `analyse`. Only the encoder has it.
         """
         z = None if y is None else self.with_dithered_quality(self.hyper_latent(y, quality_map))
-        rows, columns = shape[1] // 16, shape[2] // 16
-        z_shape = [shape[0], (rows + 3) // 4, (columns + 3) // 4, self.prior_channels()]
-        z_hat = coder.factorized("z", z, NUM_SCALES, z_shape)
-        scale = self.latent_scale(z_hat, rows, columns)
-        parameters = self.hyper_synthesis.run(self.hyper_input.run(z_hat, coder.exact))
-        parameters = spatially(lambda x: x[:, :rows, :columns], parameters)
+        size = shape[0], shape[1] // 16, shape[2] // 16
+        z_hat, parameters = hyperprior(coder, z, size, self.hyper_input, self.hyper_synthesis)
+        scale = self.latent_scale(z_hat, *size[1:])
         y_hat = coder.gaussian("y", None if y is None else scale * y, parameters) / scale
         return y_hat, z_hat
 
@@ -236,7 +228,7 @@ class SFT(Codec):
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """bpp + mean of λ(q) · squared error (paper, equation 4), q a random map; see `Codec.losses`.
 
-        For validation the maps are uniform, one of nine qualities for each picture, the same at each time; in training
+        For validation the maps are uniform, one of nine qualities for each image, the same at each time; in training
         images of low qualities count more (`training.level_weights` says why).
 
         images: [B, H, W, 3]; or [B, H, W, 4] from data with segmentation masks, the last channel being the class of
@@ -264,7 +256,7 @@ class SFT(Codec):
         return figures
 
     def _map_weights(self, quality_map: tf.Tensor) -> tf.Tensor:
-        """What pictures with these maps count in training, [B]: `training.level_weights` of the mean quality."""
+        """What images with these maps count in training, [B]: `training.level_weights` of the mean quality."""
         low, high = self.lambdas
         fall = np.log(high / low) / 2  # of log(1 / sqrt(λ)) from quality 0 to 1
         mean_weight = (1 - np.exp(-fall)) / fall

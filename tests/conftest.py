@@ -1,4 +1,4 @@
-"""What several folders of tests share: the tiny golden ELIC, pictures, an interpreter with JAX."""
+"""What several folders of tests share: the tiny golden ELIC, images, an interpreter with JAX."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Trains the classifier that ELC builds on, on uncompressed pictures: `python -m train.classifier DIR -o FILE`.
+"""Trains the classifier that ELC builds on, on uncompressed images: `python -m train.classifier DIR -o FILE`.
 
     python -m train.classifier flowers -o small.safetensors --preset small --epochs 40 --learning_rate 1e-3
     python -m train.classifier flowers -o resnet50.safetensors --init imagenet     fine-tunes what Keras has
@@ -31,24 +31,24 @@ from train.fit import user_errors
 PRESETS = {"base": (), "small": SMALL_WIDTHS}
 
 
-def augmented(pictures: tf.Tensor) -> tf.Tensor:
-    """A random square of 3/4 to all of each picture's side, at its size again: [B, P, P, 3], float32 in 0..255.
+def augmented(images: tf.Tensor) -> tf.Tensor:
+    """A random square of 3/4 to all of each image's side, at its size again: [B, P, P, 3], float32 in 0..255.
 
     And other brightness and contrast. Flips come with the data.
     """
-    pictures = tf.cast(pictures, tf.float32)
-    batch, side = tf.shape(pictures)[0], tf.shape(pictures)[1]
+    images = tf.cast(images, tf.float32)
+    batch, side = tf.shape(images)[0], tf.shape(images)[1]
     size = tf.random.uniform([batch, 1], 0.75, 1.0)
     corner = tf.random.uniform([batch, 2]) * (1 - size)
     boxes = tf.concat([corner, corner + size], 1)
-    pictures = tf.image.crop_and_resize(pictures, boxes, tf.range(batch), [side, side])
+    images = tf.image.crop_and_resize(images, boxes, tf.range(batch), [side, side])
     gain, shift = (tf.random.uniform([batch, 1, 1, 1], -s, s) for s in (0.2, 25.0))
-    return tf.clip_by_value((pictures - 128) * (1 + gain) + 128 + shift, 0.0, 255.0)
+    return tf.clip_by_value((images - 128) * (1 + gain) + 128 + shift, 0.0, 255.0)
 
 
 @user_errors()
 def fit(classifier: Classifier, train, validation, args) -> dict[str, list[float]]:
-    """Trains on a `train.labelled.LabelledPictures`; leaves the weights of the best epoch.
+    """Trains on a `train.labelled.LabelledImages`; leaves the weights of the best epoch.
 
     Returns:
       Keras' history.
@@ -66,7 +66,7 @@ def fit(classifier: Classifier, train, validation, args) -> dict[str, list[float
     batches = data.training_dataset(train, args.batchsize, args.patchsize, seed=args.seed)
     held_out = data.validation_dataset(validation.centre_crops(len(validation)), args.batchsize)
     history = classifier.fit(
-        batches.map(lambda pictures, labels: (augmented(pictures), labels)),
+        batches.map(lambda images, labels: (augmented(images), labels)),
         epochs=epochs,
         steps_per_epoch=steps,
         validation_data=held_out,
@@ -102,7 +102,7 @@ def imagenet_labels() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m train.classifier", description="Trains a classifier on pictures with labels."
+        prog="python -m train.classifier", description="Trains a classifier on images with labels."
     )
     parser.add_argument("labelled", nargs="?", metavar="DIR", help="A folder of classes, or a TFDS name.")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="Where the weights go (.safetensors).")
@@ -113,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="WEIGHTS",
         help="What it starts from: a file of this program; for ResNet50 also imagenet or a file of Keras'.",
     )
-    parser.add_argument("--patchsize", type=int, default=224, help="Pictures are scaled and cut to this.")
+    parser.add_argument("--patchsize", type=int, default=224, help="Images are scaled and cut to this.")
     parser.add_argument("--batchsize", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=30, help="Passes through the pictures.")
+    parser.add_argument("--epochs", type=int, default=30, help="Passes through the images.")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -1,16 +1,15 @@
-"""Training patches and validation patches, from picture files or TensorFlow Datasets.
+"""Training patches and validation patches, from image files or TensorFlow Datasets.
 
     glob ─ headers ─ large enough? ─ hold some out ─┬─ decode, random crops, flips ─ batches   (training)
                                                     └─ centre crops ─ batches                  (validation)
 
-Which picture comes when, and where it is cut, is a function of the seed and the number of the draw alone, not
+Which image comes when, and where it is cut, is a function of the seed and the number of the draw alone, not
 the state of a shuffle buffer. So a run that resumes at step n sees what it would have seen, and every worker
 computes its own share of a global batch without decoding that of the others.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -26,55 +25,51 @@ from tqdm import tqdm
 from models.io.errors import UserError
 from models.io.files import expand_inputs
 from models.io.images import read_image
+from train.crops import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, corner, permutation, random_crop
+from train.labelled import open_labelled
 from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
 
-# One of so many training pictures is held out for validation where the user names no others.
-HOLD_OUT = 20
-# So many damaged pictures in a row mean that something else is wrong, such as a disk that is gone.
-MAX_DAMAGED = 100
-
-
-# Pictures, uint8 `[N, P, P, 3]`; of labelled pictures those and their classes, int32 `[N]`.
+# Images, uint8 `[N, P, P, 3]`; of labelled images those and their classes, int32 `[N]`.
 Crops = Union[np.ndarray, tuple[np.ndarray, np.ndarray]]
 
 
 class Source(Protocol):
-    """Where patches come from: `Photographs`, `TfdsImages`, or `train.labelled.LabelledPictures`."""
+    """Where patches come from: `Photographs`, `TfdsImages`, or `train.labelled.LabelledImages`."""
 
     def crops(
         self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
     ) -> tf.data.Dataset:
-        """For each draw (an int64 number), uint8 `[count, P, P, 3]`: random crops of one picture.
+        """For each draw (an int64 number), uint8 `[count, P, P, 3]`: random crops of one image.
 
-        Of labelled pictures, such crops and int32 `[count]`, its class.
+        Of labelled images, such crops and int32 `[count]`, its class.
         """
 
 
-# --- pictures from files -----------------------------------------------------------------------------------
+# --- images from files -----------------------------------------------------------------------------------
 
 
 class Photograph(NamedTuple):
-    """What the header of a picture file says."""
+    """What the header of an image file says."""
 
     path: str
     height: int
     width: int
     # "JPEG" or "PNG", which TensorFlow decodes in two thirds of Pillow's time; "" for others.
     tf_format: str
-    # Among all pictures that were named, too small ones and those found damaged later included.
+    # Among all images that were named, too small ones and those found damaged later included.
     place: int = 0
 
 
 class Photographs:
-    """Pictures that are at least as large as a patch; held decoded in memory if they are few enough.
+    """Images that are at least as large as a patch; held decoded in memory if they are few enough.
 
     Damaged files that the header does not give away are skipped when they are met, and counted.
     """
 
     def __init__(self, photographs: Sequence[Photograph], patchsize: int, pixels: Sequence[np.ndarray] | None = None):
-        """Takes the pictures that `open_photographs` found.
+        """Takes the images that `open_photographs` found.
 
         Args:
           photographs: one or more.
@@ -94,7 +89,7 @@ class Photographs:
         """Those to train on and those held out: every `every`-th of those named and at least one of each.
 
         So what is held out at one patchsize is not trained on at another, whatever else is too small for it. A single
-        picture is both.
+        image is both.
         """
         if len(self) == 1:
             return self, self
@@ -112,9 +107,9 @@ class Photographs:
         theirs = {os.path.realpath(photograph.path) for photograph in others.photographs}
         kept = [i for i, photograph in enumerate(self.photographs) if os.path.realpath(photograph.path) not in theirs]
         if not kept:
-            raise UserError("--validation_glob: names all pictures to train on")
+            raise UserError("--validation_glob: names all images to train on")
         if len(kept) < len(self):
-            logger.warning("--validation_glob: %d of its pictures are not trained on", len(self) - len(kept))
+            logger.warning("--validation_glob: %d of its images are not trained on", len(self) - len(kept))
         return self._subset(kept)
 
     def _subset(self, indices: Iterable[int]) -> Photographs:
@@ -125,7 +120,7 @@ class Photographs:
     def crops(
         self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
     ) -> tf.data.Dataset:
-        """See `Source.crops`. Each pass through the pictures is another permutation of them."""
+        """See `Source.crops`. Each pass through the images is another permutation of them."""
         del context  # the draws are this worker's own already
 
         def crops(draw: np.ndarray) -> np.ndarray:
@@ -141,7 +136,7 @@ class Photographs:
         """The patches of one draw, uint8 `[count, P, P, 3]`; the same for the same arguments.
 
         Raises:
-          UserError: this picture and the `MAX_DAMAGED` after it are damaged.
+          UserError: this image and the `MAX_DAMAGED` after it are damaged.
         """
         turn, place = divmod(draw, len(self))
         order = permutation(seed, turn, len(self))
@@ -164,7 +159,7 @@ class Photographs:
         photograph = self.photographs[index]
         if self._pixels is not None or photograph.tf_format != "JPEG":
             return random_crop(self._read(index), self.patchsize, random)
-        window = [*_corner(photograph.height, photograph.width, self.patchsize, random)] + [
+        window = [*corner(photograph.height, photograph.width, self.patchsize, random)] + [
             self.patchsize,
             self.patchsize,
         ]
@@ -172,7 +167,7 @@ class Photographs:
         return patch[:, :: -1 if random.integers(2) else 1]
 
     def centre_crops(self, limit: int) -> np.ndarray:
-        """The centres of at most `limit` pictures, spread over the folder: uint8 `[N, P, P, 3]`.
+        """The centres of at most `limit` images, spread over the folder: uint8 `[N, P, P, 3]`.
 
         Raises:
           UserError: none of them can be decoded.
@@ -196,41 +191,36 @@ class Photographs:
         with self._lock:
             if path not in self._damaged:
                 self._damaged.add(path)
-                logger.warning("damaged pictures skipped so far: %d. The last: %s", len(self._damaged), error)
-
-
-@functools.lru_cache(maxsize=4)
-def permutation(seed: int, turn: int, length: int) -> np.ndarray:
-    return np.random.default_rng([seed, turn]).permutation(length)
+                logger.warning("damaged images skipped so far: %d. The last: %s", len(self._damaged), error)
 
 
 def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photographs:
-    """Finds pictures, reads their headers, and decodes them if the result fits in memory.
+    """Finds images, reads their headers, and decodes them if the result fits in memory.
 
-    Pictures that are smaller than a patch, and files that are damaged or no pictures, are skipped; a warning
+    Images that are smaller than a patch, and files that are damaged or no images, are skipped; a warning
     is logged that counts them.
 
     Args:
       pattern: a glob, or several with commas between; `**` descends into folders.
       patchsize: smallest side, in pixels, that is of use.
-      cache_bytes: limit of the decoded size, in bytes, up to which the pictures are held in memory.
+      cache_bytes: limit of the decoded size, in bytes, up to which the images are held in memory.
 
     Returns:
-      One or more pictures, in the order of their names.
+      One or more images, in the order of their names.
 
     Raises:
-      UserError: a pattern matches no file, or no picture is large enough and undamaged.
+      UserError: a pattern matches no file, or no image is large enough and undamaged.
     """
     globs = [os.path.expanduser(part.strip()) for part in pattern.split(",") if part.strip()]
     paths = [str(path) for path in expand_inputs(globs)]
-    found = [header for header in _in_threads(_header, paths, "looking at pictures") if header]
+    found = [header for header in _in_threads(_header, paths, "looking at images") if header]
     found = [photograph._replace(place=place) for place, photograph in enumerate(found)]
     large = [photograph for photograph in found if min(photograph.height, photograph.width) >= patchsize]
     damaged, small = len(paths) - len(found), len(found) - len(large)
 
     pixels = None
     if sum(3 * photograph.height * photograph.width for photograph in large) <= cache_bytes:
-        decoded = _in_threads(_decode_or_none, large, "reading pictures")
+        decoded = _in_threads(_decode_or_none, large, "reading images")
         kept = [i for i, array in enumerate(decoded) if array is not None]
         damaged += len(large) - len(kept)
         large, pixels = [large[i] for i in kept], [decoded[i] for i in kept]
@@ -239,7 +229,7 @@ def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photogra
 
     skipped = f"{small} smaller than {patchsize}x{patchsize} and {damaged} unreadable or damaged"
     if not large:
-        raise UserError(f"{pattern}: no picture to train with among {len(paths)} files: {skipped}")
+        raise UserError(f"{pattern}: no image to train with among {len(paths)} files: {skipped}")
     logger.log(
         logging.WARNING if damaged or small else logging.INFO,
         "%s: %d of %d files%s; skipped %s",
@@ -256,7 +246,7 @@ def _in_threads(function, items: Sequence[Any], what: str) -> list[Any]:
 
 
 def _header(path: str) -> Photograph | None:
-    """The header of a picture; None if there is none or it is damaged."""
+    """The header of an image; None if there is none or it is damaged."""
     try:
         with Image.open(path) as image:
             # TensorFlow makes 8-bit RGB of every JPEG (CMYK, too) and PNG (16 bit, palette, ...).
@@ -267,7 +257,7 @@ def _header(path: str) -> Photograph | None:
 
 
 def decode(photograph: Photograph) -> np.ndarray:
-    """The pixels of a picture, uint8 RGB `[H, W, 3]`; transparency is dropped.
+    """The pixels of an image, uint8 RGB `[H, W, 3]`; transparency is dropped.
 
     Raises:
       UserError: the file is damaged.
@@ -287,7 +277,7 @@ def _tf_decode(path: str, decoder) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except tf.errors.OpError as error:
-        raise UserError(f"{path}: damaged or truncated picture") from error
+        raise UserError(f"{path}: damaged or truncated image") from error
 
 
 def _decode_or_none(photograph: Photograph) -> np.ndarray | None:
@@ -297,11 +287,11 @@ def _decode_or_none(photograph: Photograph) -> np.ndarray | None:
         return None
 
 
-# --- pictures from TensorFlow Datasets ---------------------------------------------------------------------
+# --- images from TensorFlow Datasets ---------------------------------------------------------------------
 
 
 class TfdsImages:
-    """The pictures of one split of a TensorFlow Datasets data set that are at least as large as a patch.
+    """The images of one split of a TensorFlow Datasets data set that are at least as large as a patch.
 
     Unlike `Photographs`, a resumed run sees other draws than it would have seen: the data set has no random
     access.
@@ -315,7 +305,7 @@ class TfdsImages:
         self.skipped = 0
 
     def _images(self, context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-        """Pictures of sufficient size, each uint8 `[H, W, C]`, of this worker's share of the data set."""
+        """Images of sufficient size, each uint8 `[H, W, C]`, of this worker's share of the data set."""
         images = self._builder.as_dataset(split=self._split, shuffle_files=context is not None)
         if not (isinstance(images.element_spec, dict) and "image" in images.element_spec):
             raise UserError(f"--tfds {self._builder.name}: its records have no field named image")
@@ -340,12 +330,12 @@ class TfdsImages:
         """See `Source.crops`.
 
         Raises:
-          UserError: no picture of this worker's share is large enough.
+          UserError: no image of this worker's share is large enough.
         """
         images = self._images(context)
         if not any(True for _ in images.take(1)):  # repeating nothing would never end
             size = f"{self.patchsize}x{self.patchsize}"
-            raise UserError(f"--tfds {self._builder.name}: no picture of {self._split} is at least {size}")
+            raise UserError(f"--tfds {self._builder.name}: no image of {self._split} is at least {size}")
 
         def crops(image: np.ndarray, draw: np.ndarray) -> np.ndarray:
             random = np.random.Generator(np.random.Philox(key=[seed, int(draw)]))
@@ -360,7 +350,7 @@ class TfdsImages:
         return patches.shuffle(256, seed=seed)
 
     def centre_crops(self, limit: int) -> np.ndarray:
-        """The centres of the first `limit` pictures of sufficient size: uint8 `[N, P, P, 3]`.
+        """The centres of the first `limit` images of sufficient size: uint8 `[N, P, P, 3]`.
 
         Raises:
           UserError: there is none.
@@ -369,7 +359,7 @@ class TfdsImages:
         crops = [centre_crop(as_rgb(image), self.patchsize) for image in images.as_numpy_iterator()]
         if not crops:
             size = f"{self.patchsize}x{self.patchsize}"
-            raise UserError(f"--tfds {self._builder.name}: no picture of {self._split} is at least {size}")
+            raise UserError(f"--tfds {self._builder.name}: no image of {self._split} is at least {size}")
         return np.stack(crops)
 
 
@@ -379,10 +369,10 @@ def open_tfds(name: str, patchsize: int, held_out: int) -> tuple[TfdsImages, Tfd
     Args:
       name: as of `tfds.builder`: `clic`, `div2k/bicubic_x2`, ...
       patchsize: smallest side, in pixels, that is of use.
-      held_out: number of training pictures to hold out if the data set has no validation split.
+      held_out: number of training images to hold out if the data set has no validation split.
 
     Returns:
-      The pictures to train on, and those to validate on.
+      The images to train on, and those to validate on.
 
     Raises:
       UserError: TensorFlow Datasets is not installed, does not know the name or cannot prepare the data set.
@@ -401,47 +391,13 @@ def open_tfds(name: str, patchsize: int, held_out: int) -> tuple[TfdsImages, Tfd
         raise UserError(f"--tfds {name}: {reason}") from error
     if "train" not in splits:
         raise UserError(f"--tfds {name}: has no split named train, only {', '.join(splits)}")
-    # Never the test split: what is chosen by its pictures cannot be judged by them any more.
+    # Never the test split: what is chosen by its images cannot be judged by them any more.
     if "validation" in splits:
         return TfdsImages(builder, "train", patchsize), TfdsImages(builder, "validation", patchsize)
     return (
         TfdsImages(builder, f"train[{held_out}:]", patchsize),
         TfdsImages(builder, f"train[:{held_out}]", patchsize),
     )
-
-
-# --- patches -----------------------------------------------------------------------------------------------
-
-
-def _corner(height: int, width: int, size: int, random: np.random.Generator) -> tuple[int, int]:
-    return int(random.integers(height - size + 1)), int(random.integers(width - size + 1))
-
-
-def random_crop(image: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """A square of the picture, anywhere in it, flipped left to right half of the time.
-
-    Args:
-      image: `[H, W, C]`, neither side below `size`.
-      size: P, side of the square.
-      random: where the numbers come from.
-
-    Returns:
-      A view, `[P, P, C]`.
-    """
-    top, left = _corner(*image.shape[:2], size, random)
-    patch = image[top : top + size, left : left + size]
-    return patch[:, :: -1 if random.integers(2) else 1]
-
-
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle `[size, size, C]` of a picture `[H, W, C]`."""
-    top, left = ((side - size) // 2 for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
-
-
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` from grey, grey with alpha, RGB or RGB with alpha."""
-    return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
 
 
 # --- batches -----------------------------------------------------------------------------------------------
@@ -468,18 +424,18 @@ def training_dataset(
       patchsize: P, side of the patches.
       seed: decides all random choices, 0..2**32-1.
       start_step: number of the step, from 0, that the first batch is for.
-      crops_per_image: C, patches cut from a picture at once. They land in C successive steps, so that those
-        of one batch come from different pictures.
+      crops_per_image: C, patches cut from an image at once. They land in C successive steps, so that those
+        of one batch come from different images.
       context: which share of each global batch is wanted; None for all of it in one batch.
 
     Returns:
       uint8 `[B / replicas, P, P, 3]`: for each step, one batch for each replica of this worker. Of labelled
-      pictures, such batches and int32 `[B / replicas]`.
+      images, such batches and int32 `[B / replicas]`.
     """
     context = context or tf.distribute.InputContext()
     per_replica = context.get_per_replica_batch_size(batchsize)
     per_worker = batchsize // context.num_input_pipelines
-    # Pictures are drawn for C steps at a time: "round" r covers the steps r*C ... r*C+C-1.
+    # Images are drawn for C steps at a time: "round" r covers the steps r*C ... r*C+C-1.
     first_round, step_in_round = divmod(start_step, crops_per_image)
     draws = tf.data.Dataset.range(first_round * per_worker, np.iinfo(np.int64).max).map(
         lambda k: (k // per_worker) * batchsize + context.input_pipeline_id * per_worker + k % per_worker
@@ -516,7 +472,7 @@ def validation_dataset(
     """
     context = context or tf.distribute.InputContext()
     per_replica = context.get_per_replica_batch_size(batchsize)
-    count = len(pictures_of(crops))
+    count = len(images_of(crops))
     steps = validation_steps(count, batchsize)
     # [steps, workers, batch of a worker]: the rows of one worker, split among its replicas.
     order = np.arange(steps * batchsize).reshape(steps, context.num_input_pipelines, -1) % count
@@ -525,8 +481,8 @@ def validation_dataset(
     return _unsharded(tf.data.Dataset.from_tensor_slices(chosen).batch(per_replica, drop_remainder=True))
 
 
-def pictures_of(crops: Crops) -> np.ndarray:
-    """The pictures of labelled pictures, as of pictures."""
+def images_of(crops: Crops) -> np.ndarray:
+    """Takes the images of crops, with or without labels."""
     return crops[0] if isinstance(crops, tuple) else crops
 
 
@@ -547,15 +503,13 @@ def open_data(options: FitOptions) -> tuple[Source, Crops]:
 
     Returns:
       The source, and uint8 `[N, P, P, 3]` with N at most `validation_steps * batchsize`, with their classes if
-      the pictures have labels.
+      the images have labels.
 
     Raises:
       UserError: as of `open_photographs` and `open_tfds`.
     """
     limit = options.validation_steps * options.batchsize
     if options.labelled:
-        from train.labelled import open_labelled  # it builds on this module
-
         train, validation = open_labelled(options.labelled, options.patchsize)
         return train, validation.centre_crops(limit)
     if options.tfds:

@@ -31,7 +31,7 @@ from models.io import files
 from models.io.errors import UserError, one_line
 from train import progress
 from train.callbacks import AveragedWeights, Backup, StopOnNaN, TimeBudget
-from train.data import Source, open_data, pictures_of, training_dataset, validation_dataset, validation_steps
+from train.data import Source, images_of, open_data, training_dataset, validation_dataset, validation_steps
 from train.devices import data_seed, is_chief, make_strategy, precision, several_workers, worker_index
 from train.optimizer import make_optimizer
 from train.options import FitOptions
@@ -61,7 +61,7 @@ class Trained:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Within, what TensorFlow says of the user's pictures, memory or disk becomes one line.
+    """Within, what TensorFlow says of the user's images, memory or disk becomes one line.
 
     Raises:
       UserError: memory or the disk is full; or a function that TensorFlow called, as the data pipeline does, has
@@ -112,7 +112,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     start_step = run.begin(is_chief(strategy))
     source, held_out = open_data(options)
     calibration = calibration_patches(source, options)
-    held_out_count = len(pictures_of(held_out))
+    held_out_count = len(images_of(held_out))
     seed = data_seed(options, strategy)
     # Quantisation noise should not repeat from the first step on after a resume.
     tf.keras.utils.set_random_seed((seed + start_step) % 2**32)
@@ -314,7 +314,7 @@ def identity(codec: tf.keras.Model) -> dict[str, str]:
 def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:
     """Training patches, uint8 `[N, P, P, 3]`, that `Codec.calibrate` gets to see."""
     batches = training_dataset(source, options.calibration, options.patchsize, seed=0)
-    return pictures_of(next(batches.as_numpy_iterator()))
+    return images_of(next(batches.as_numpy_iterator()))
 
 
 def _saved_step(backup: str, steps_per_epoch: int) -> int:

@@ -1,10 +1,10 @@
-"""Pictures with labels: folders of classes, and TensorFlow Datasets.
+"""Images with labels: folders of classes, and TensorFlow Datasets.
 
-    DIR/CLASS/*.jpg                 one picture in twenty is held out for validation
+    DIR/CLASS/*.jpg                 one image in twenty is held out for validation
     DIR/train/CLASS/*.jpg           with DIR/val, DIR/valid or DIR/validation of the same classes, or one in twenty
     DIR/test/CLASS/*.jpg            is for `open_test` alone: what is chosen by it cannot be judged by it any more
 
-Classes are numbered in the order of their names. A picture is scaled until its shorter side is that of the patch, for a
+Classes are numbered in the order of their names. An image is scaled until its shorter side is that of the patch, for a
 crop of a small part may not show what the label says.
 """
 
@@ -22,18 +22,18 @@ from PIL import Image
 
 from models.io.errors import UserError
 from models.io.images import read_image
-from train.data import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, random_crop
+from train.crops import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, permutation, random_crop
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
 TEST = "test"
-#: Of a split of TensorFlow Datasets no more than so many pictures are taken: they are held in memory.
+#: Of a split of TensorFlow Datasets no more than so many images are taken: they are held in memory.
 MAX_IN_MEMORY = 10_000
 
 
 def scaled(image: np.ndarray, size: int) -> np.ndarray:
-    """A picture uint8 [H, W, 3], scaled until its shorter side is `size`."""
+    """An image uint8 [H, W, 3], scaled until its shorter side is `size`."""
     height, width = image.shape[:2]
     factor = size / min(height, width)
     if factor == 1:
@@ -42,45 +42,45 @@ def scaled(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.LANCZOS))
 
 
-class LabelledPictures:
-    """Pictures and their classes; a `train.data.Source`.
+class LabelledImages:
+    """Images and their classes; a `train.data.Source`.
 
     Args:
-      pictures: paths, or pixels uint8 [H, W, 3].
+      images: paths, or pixels uint8 [H, W, 3].
       labels: the class of each, 0 .. len(classes) - 1.
       classes: their names.
       patchsize: P, side of the patches.
     """
 
-    def __init__(self, pictures: Sequence, labels: Sequence[int], classes: Sequence[str], patchsize: int):
-        self.pictures, self.labels = list(pictures), np.asarray(labels, np.int32)
+    def __init__(self, images: Sequence, labels: Sequence[int], classes: Sequence[str], patchsize: int):
+        self.images, self.labels = list(images), np.asarray(labels, np.int32)
         self.classes, self.patchsize = tuple(classes), patchsize
         self._damaged: set[str] = set()
         self._read = functools.lru_cache(maxsize=4096)(self._read_uncached)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def _read_uncached(self, index: int) -> np.ndarray:
-        picture = self.pictures[index]
-        return scaled(picture if isinstance(picture, np.ndarray) else read_image(picture), self.patchsize)
+        image = self.images[index]
+        return scaled(image if isinstance(image, np.ndarray) else read_image(image), self.patchsize)
 
-    def split(self, every: int = HOLD_OUT) -> tuple[LabelledPictures, LabelledPictures]:
-        """Those to train on, and every `every`-th and at least one, which is held out; of one picture, both."""
+    def split(self, every: int = HOLD_OUT) -> tuple[LabelledImages, LabelledImages]:
+        """Those to train on, and every `every`-th and at least one, which is held out; of one image, both."""
         held_out = list(range(0, len(self), every))
         rest = [i for i in range(len(self)) if i % every] or held_out
         return self._subset(rest), self._subset(held_out)
 
-    def _subset(self, indices: Sequence[int]) -> LabelledPictures:
-        pictures = [self.pictures[i] for i in indices]
-        return LabelledPictures(pictures, self.labels[indices], self.classes, self.patchsize)
+    def _subset(self, indices: Sequence[int]) -> LabelledImages:
+        images = [self.images[i] for i in indices]
+        return LabelledImages(images, self.labels[indices], self.classes, self.patchsize)
 
     def crops(
         self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
     ) -> tf.data.Dataset:
-        """See `train.data.Source.crops`. Each pass through the pictures is another permutation of them.
+        """See `train.data.Source.crops`. Each pass through the images is another permutation of them.
 
-        Damaged pictures are skipped when they are met, and counted.
+        Damaged images are skipped when they are met, and counted.
         """
         del context  # the draws are this worker's own already
         p = self.patchsize
@@ -92,13 +92,13 @@ class LabelledPictures:
             for attempt in range(min(len(self), MAX_DAMAGED)):
                 index = int(order[(place + attempt) % len(self)])
                 try:
-                    picture = self._read(index)
+                    image = self._read(index)
                 except UserError as error:
                     self._note_damaged(error)
                     continue
-                patches = np.stack([random_crop(picture, p, random) for _ in range(count)])
+                patches = np.stack([random_crop(image, p, random) for _ in range(count)])
                 return patches, np.full([count], self.labels[index])
-            raise UserError(f"{self.pictures[index]}: damaged, and so are those around it")
+            raise UserError(f"{self.images[index]}: damaged, and so are those around it")
 
         def tf_crops(draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             patches, labels = tf.numpy_function(crops, [draw], (tf.uint8, tf.int32), stateful=False)
@@ -107,7 +107,7 @@ class LabelledPictures:
         return draws.map(tf_crops, num_parallel_calls=tf.data.AUTOTUNE)
 
     def centre_crops(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """The centres of at most `limit` pictures, spread over them: uint8 [N, P, P, 3]; their classes, int32 [N].
+        """The centres of at most `limit` images, spread over them: uint8 [N, P, P, 3]; their classes, int32 [N].
 
         Raises:
           UserError: none of them can be decoded.
@@ -120,33 +120,33 @@ class LabelledPictures:
             except UserError as error:
                 self._note_damaged(error)
         if not patches:
-            raise UserError(f"{self.pictures[0]}: damaged, and so are all others to validate on")
+            raise UserError(f"{self.images[0]}: damaged, and so are all others to validate on")
         return np.stack(patches), np.array(labels, np.int32)
 
     def _note_damaged(self, error: UserError) -> None:
         if str(error) not in self._damaged:
             self._damaged.add(str(error))
-            logger.warning("damaged pictures skipped so far: %d. The last: %s", len(self._damaged), error)
+            logger.warning("damaged images skipped so far: %d. The last: %s", len(self._damaged), error)
 
 
-def open_labelled(name: str, patchsize: int) -> tuple[LabelledPictures, LabelledPictures]:
-    """The pictures to train on and those to validate on, of a folder or a TensorFlow Datasets data set.
+def open_labelled(name: str, patchsize: int) -> tuple[LabelledImages, LabelledImages]:
+    """The images to train on and those to validate on, of a folder or a TensorFlow Datasets data set.
 
     Raises:
-      UserError: no such folder or data set; no classes, a class without pictures, other classes to validate on.
+      UserError: no such folder or data set; no classes, a class without images, other classes to validate on.
     """
     if not _is_folder(name):
         return _Tfds(name, patchsize).training()
     train = Path(name).expanduser() / "train"
     if not train.is_dir():
         return open_classes(train.parent, patchsize).split()
-    pictures = open_classes(train, patchsize)
-    validation = _beside(pictures, train, VALIDATION_FOLDERS)
-    return (pictures, validation) if validation else pictures.split()
+    images = open_classes(train, patchsize)
+    validation = _beside(images, train, VALIDATION_FOLDERS)
+    return (images, validation) if validation else images.split()
 
 
-def open_test(name: str, patchsize: int) -> tuple[LabelledPictures, str]:
-    """The pictures to measure on, and what they are called: "test" where there is such a folder or split.
+def open_test(name: str, patchsize: int) -> tuple[LabelledImages, str]:
+    """The images to measure on, and what they are called: "test" where there is such a folder or split.
 
     Where there is none those to validate on, which somebody has chosen weights by.
 
@@ -172,20 +172,20 @@ def _is_folder(name: str) -> bool:
     return False
 
 
-def _beside(pictures: LabelledPictures, train: Path, names: Sequence[str]) -> LabelledPictures | None:
-    """The pictures of the first of the folders that lies beside `train`, whose classes must be the same."""
+def _beside(images: LabelledImages, train: Path, names: Sequence[str]) -> LabelledImages | None:
+    """The images of the first of the folders that lies beside `train`, whose classes must be the same."""
     for folder in (train.parent / name for name in names):
         if folder.is_dir():
-            others = open_classes(folder, pictures.patchsize)
-            if others.classes != pictures.classes:
-                odd = sorted(set(others.classes) ^ set(pictures.classes))
+            others = open_classes(folder, images.patchsize)
+            if others.classes != images.classes:
+                odd = sorted(set(others.classes) ^ set(images.classes))
                 raise UserError(f"{folder}: other classes than {train}: {', '.join(odd[:5])}")
             return others
     return None
 
 
-def open_classes(folder, patchsize: int) -> LabelledPictures:
-    """The pictures of a folder that has one folder for each class. UserError as of `open_labelled`."""
+def open_classes(folder, patchsize: int) -> LabelledImages:
+    """The images of a folder that has one folder for each class. UserError as of `open_labelled`."""
     classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise UserError(f"{folder}: no folders of classes in it")
@@ -194,10 +194,10 @@ def open_classes(folder, patchsize: int) -> LabelledPictures:
     for number, name in enumerate(classes):
         inside = sorted(p for p in (Path(folder) / name).iterdir() if p.suffix.lower() in known)
         if not inside:
-            raise UserError(f"{Path(folder) / name}: a class folder without pictures")
+            raise UserError(f"{Path(folder) / name}: a class folder without images")
         paths += inside
         labels += [number] * len(inside)
-    return LabelledPictures(paths, labels, classes, patchsize)
+    return LabelledImages(paths, labels, classes, patchsize)
 
 
 class _Tfds:
@@ -223,23 +223,23 @@ class _Tfds:
             raise UserError(f"--labelled {name}: has no split named train, only {', '.join(self._splits)}")
         self._name, self._patchsize = name, patchsize
 
-    def training(self) -> tuple[LabelledPictures, LabelledPictures]:
+    def training(self) -> tuple[LabelledImages, LabelledImages]:
         """As of `open_labelled`."""
         train = self._read("train")
         return (train, self._read("validation")) if "validation" in self._splits else train.split()
 
-    def test(self) -> tuple[LabelledPictures, str]:
+    def test(self) -> tuple[LabelledImages, str]:
         """As of `open_test`."""
         if TEST in self._splits:
             return self._read(TEST), TEST
         return self.training()[1], "validation"
 
-    def _read(self, split: str) -> LabelledPictures:
+    def _read(self, split: str) -> LabelledImages:
         records = self._builder.as_dataset(split=split).take(MAX_IN_MEMORY + 1).as_numpy_iterator()
         pairs = [(scaled(as_rgb(record["image"]), self._patchsize), record["label"]) for record in records]
         if not pairs:
-            raise UserError(f"--labelled {self._name}: no pictures in {split}")
+            raise UserError(f"--labelled {self._name}: no images in {split}")
         if len(pairs) > MAX_IN_MEMORY:
             pairs.pop()
-            logger.warning("--labelled %s: the first %d pictures of %s are used", self._name, len(pairs), split)
-        return LabelledPictures(*zip(*pairs), self._classes, self._patchsize)
+            logger.warning("--labelled %s: the first %d images of %s are used", self._name, len(pairs), split)
+        return LabelledImages(*zip(*pairs), self._classes, self._patchsize)

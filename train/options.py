@@ -24,23 +24,23 @@ SAMPLE_GLOB = str(Path(__file__).resolve().parent.parent / "res" / "photos" / "*
 class FitOptions:
     """Everything `train.fit.fit` needs besides the codec.
 
-    Exactly one of `train_glob`, `tfds` and `labelled` says where the training pictures are.
+    Exactly one of `train_glob`, `tfds` and `labelled` says where the training images are.
 
     Attributes:
       train_path: folder of the run. It gets `backup/` (what `--resume` continues from), `best/` (a checkpoint
         of the best validation loss), `tensorboard/`, `log.csv`, `options.json`, and, when the training ends,
         `best.safetensors` and `final.safetensors`.
-      train_glob: pictures to train on: a glob, or several with commas between; `**` descends into folders.
+      train_glob: images to train on: a glob, or several with commas between; `**` descends into folders.
       tfds: name of a TensorFlow Datasets image data set (`clic`).
-      labelled: pictures with labels: a folder with a folder of pictures for each class, or the name of a TensorFlow
+      labelled: images with labels: a folder with a folder of images for each class, or the name of a TensorFlow
         Datasets data set with labels; see `train.labelled`.
-      validation_glob: pictures to validate on, as `train_glob`. Without it, some of the training pictures are
+      validation_glob: images to validate on, as `train_glob`. Without it, some of the training images are
         held out (with `train_glob`), or the data set's own validation split is taken (with `tfds`).
       batchsize: patches per step, over all devices and workers together.
       patchsize: side of the square patches, in pixels.
-      crops_per_image: patches cut from a picture each time it is decoded; they go to successive batches.
-        More than one saves decoding time where pictures are large and do not fit in `cache_gb`.
-      cache_gb: decoded pictures stay in memory if all of them together are at most so many GiB.
+      crops_per_image: patches cut from an image each time it is decoded; they go to successive batches.
+        More than one saves decoding time where images are large and do not fit in `cache_gb`.
+      cache_gb: decoded images stay in memory if all of them together are at most so many GiB.
       epochs: number of epochs; validation, checkpoints and logs come at the end of each.
       steps_per_epoch: training steps in an epoch.
       minutes: train for so long instead of `epochs`; the learning rate falls with the time.
@@ -93,7 +93,7 @@ class FitOptions:
         """Refuses what cannot work.
 
         Raises:
-          UserError: a setting is out of its range, or there are no or two sources of training pictures.
+          UserError: a setting is out of its range, or there are no or two sources of training images.
         """
         if sum(map(bool, (self.train_glob, self.tfds, self.labelled))) != 1:
             raise UserError("give either --train_glob or --tfds (or --labelled) to say what to train on")

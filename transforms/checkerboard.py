@@ -53,7 +53,7 @@ def dense_kernel(taps: tf.Tensor) -> tf.Tensor:
 def _half_width_taps(row_parity: int) -> np.ndarray:
     """Which of the 12 taps stands where in the 5x3 kernel that acts on the half-width anchors.
 
-    Anchor k of row i lies in column 2k + i % 2, non-anchor k in column 2k + 1 - i % 2. So two columns of the picture
+    Anchor k of row i lies in column 2k + i % 2, non-anchor k in column 2k + 1 - i % 2. So two columns of the image
     are one of the half tensor, and the kernel of a non-anchor depends on the parity of its row.
     Returns int [5, 3]; -1 where no tap lies.
     """
@@ -85,7 +85,7 @@ def from_anchors(anchors: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
       taps: [12, C_in, C_out], in the order of `TAPS`. There is no variable behind a masked tap.
 
     Returns:
-      [B, H, W / 2, C_out]: what a 5x5 convolution ("same", zeros outside) of the full-width picture, zero at the
+      [B, H, W / 2, C_out]: what a 5x5 convolution ("same", zeros outside) of the full-width image, zero at the
       non-anchors, gives at the non-anchors. A fifth of its multiplications.
     """
     height = tf.shape(anchors)[1]

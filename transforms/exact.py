@@ -52,7 +52,7 @@ def algorithm_independent(wanted: bool | None = True):
     """Inside, the integer form is exact whatever algorithm the convolutions use, in twice their time.
 
     FFT and Winograd err in proportion to the size of what they sum. With 12-bit weights that can be a unit (of one FFT
-    with the weights of ELIC `medium` up to 0.3, and more on other pictures); with their halves, 6 bits each, it is some
+    with the weights of ELIC `medium` up to 0.3, and more on other images); with their halves, 6 bits each, it is some
     hundredths, which rounding takes away.
 
     wanted: None asks TensorFlow: True where it sees a GPU, whose library chooses algorithms by trying them. That is so
@@ -338,7 +338,7 @@ def output_scale(real: np.ndarray, relu: bool) -> np.ndarray:
     """Real size of one 8-bit step for activations `real` [n, C]: [C].
 
     Covers `PERCENTILE` of each channel. A channel that hardly speaks on the calibration set gets a hundredth of the
-    loudest channel's step, so that it is not clipped at nothing on other pictures.
+    loudest channel's step, so that it is not clipped at nothing on other images.
     """
     magnitude = np.maximum(real, 0) if relu else np.abs(real)
     top = np.percentile(magnitude, PERCENTILE, axis=0)

@@ -15,12 +15,12 @@ SHARES = {"uniform": 0.2, "classes": 0.2, "gradient": 0.2, "gaussians": 0.4}
 #: Class ids of masks are below this: COCO's stuff and things, and 255 for what is neither.
 MAX_CLASSES = 256
 MAX_GAUSSIANS = 20
-#: Of a Gaussian, per axis, in square pixels: they are some 40 pixels wide, whatever the size of the picture.
+#: Of a Gaussian, per axis, in square pixels: they are some 40 pixels wide, whatever the size of the image.
 VARIANCES = (1000.0, 3000.0)
 
 
 def training_maps(shape, masks: tf.Tensor | None = None) -> tf.Tensor:
-    """A random map for each picture of a batch.
+    """A random map for each image of a batch.
 
     Args:
       shape: (B, H, W), numbers or scalar tensors.
@@ -37,7 +37,7 @@ def training_maps(shape, masks: tf.Tensor | None = None) -> tf.Tensor:
 
 
 def uniform(shape) -> tf.Tensor:
-    """One level for the whole picture; each end of the range is drawn exactly, one time in a hundred."""
+    """One level for the whole image; each end of the range is drawn exactly, one time in a hundred."""
     level = tf.clip_by_value(tf.random.uniform([shape[0], 1, 1, 1], -0.01, 1.01), 0.0, 1.0)
     return tf.broadcast_to(level, [*shape, 1])
 

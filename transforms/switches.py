@@ -7,7 +7,7 @@ Zhao, Mathieu, Goroshin, LeCun: "Stacked What-Where Auto-encoders", ICLR 2016 wo
 
 Pooling gives what `tf.nn.max_pool_with_argmax` gives, and unpooling what `MaxUnpooling2D` of TensorFlow Addons does,
 for windows of 2x2. But a switch is a number of 0 .. 3, a class that can be predicted and two bits that can be coded,
-where those have an index into the whole picture; and nothing is scattered.
+where those have an index into the whole image; and nothing is scattered.
 """
 
 from __future__ import annotations

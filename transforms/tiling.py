@@ -1,9 +1,9 @@
-"""Transforms of large pictures in overlapping tiles.
+"""Transforms of large images in overlapping tiles.
 
-Convolutions are local: what a pixel becomes depends on those within the receptive field. So a picture can be worked
+Convolutions are local: what a pixel becomes depends on those within the receptive field. So an image can be worked
 through in tiles, each with a margin (its halo) as wide as the receptive field reaches, and the memory that a transform
-needs is that of one tile. At the edges of the picture a tile ends where the picture does, and is padded by the network
-as ever. What comes out is what the whole picture gives, but for the order in which floats are added.
+needs is that of one tile. At the edges of the image a tile ends where the image does, and is padded by the network
+as ever. What comes out is what the whole image gives, but for the order in which floats are added.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-#: Pictures of more pixels than this are worked through in tiles, unless told otherwise: 2.5 megapixels.
+#: Images of more pixels than this are worked through in tiles, unless told otherwise: 2.5 megapixels.
 LARGE = 5 << 19
 #: Side of a tile without its halo, in pixels, unless told otherwise.
 TILE = 1024
@@ -52,7 +52,7 @@ def in_tiles(
       function: local; takes tensors [B, h, w, C], returns a float32 tensor [B, h', w', C'] or a structure of such, and
         of None.
       inputs: [B, H / cell, W / cell, C], rounded up. The first one's cells divide the others': it says how large the
-        picture is.
+        image is.
       cells: pixels that the side of a cell of each input has.
       output_cells: the same of each output, in the order of tf.nest, without those that are None.
       unit: tiles begin at multiples of so many pixels.

@@ -1,13 +1,13 @@
 """What a codec costs: `python -m eval.bench`.
 
-Prints, for one picture (768x512 by default): seconds to compress and to decompress, split into analysis, entropy
-networks, coding, synthesis and, where files hold one, the filter of the picture; the rate that the synthesis reaches;
-peak memory; and the coder's overhead against the ideal entropy. With `--compressai_python`, the same picture through
+Prints, for one image (768x512 by default): seconds to compress and to decompress, split into analysis, entropy
+networks, coding, synthesis and, where files hold one, the filter of the image; the rate that the synthesis reaches;
+peak memory; and the coder's overhead against the ideal entropy. With `--compressai_python`, the same image through
 CompressAI 1.2.8's ELIC, in turns. Training is `python -m eval.bench.train`'s.
 
 A preset without trained weights gets random ones. An ELIC also gets latents that are typical in size and number, in
 place of its own (`typical_latents`): all layers run, and the coder has as much to do as with a trained model. Other
-models code what random weights make of the picture.
+models code what random weights make of the image.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def stages_timed(codec, watch: Stopwatch):
         yield
 
 
-def sample_picture() -> np.ndarray:
+def sample_image() -> np.ndarray:
     """The sample that ships, 512x384, reflected to 768x512."""
     from models.io.images import read_image
 
@@ -106,8 +106,7 @@ def typical_latents(codec) -> None:
     """
     import tensorflow as tf
 
-    from models.entropy import tables
-    from models.entropy.coders import ROW_BIAS, ROW_GAIN
+    from models.entropy.coders import nearest_rows
 
     sigmas = channel_sigmas(codec.config.latents)
     analyse = codec.analyse
@@ -117,7 +116,7 @@ def typical_latents(codec) -> None:
         return y * 0 + tf.random.stateless_normal(tf.shape(y), [1, 2]) * sigmas
 
     codec.analyse = noisy
-    rows = np.clip(np.rint(ROW_GAIN * np.log(sigmas) + ROW_BIAS), 0, tables.NUM_SCALES - 1)
+    rows = nearest_rows(np.log(sigmas)).numpy()
     for net, group_rows in zip(codec.parameters, np.split(rows, np.cumsum(codec.config.groups)[:-1])):
         last = net.integer_convs[-1]
         last.kernel.assign(tf.zeros_like(last.kernel))
@@ -182,7 +181,7 @@ def measure_round_trip(codec, image: np.ndarray) -> dict[str, float]:
             total = time.perf_counter() - begin
         figures[direction] = total
         figures[f"{direction} cpu"] = time.process_time() - cpu
-        if direction == "compress":  # a sender makes the picture only to fit the filter to it
+        if direction == "compress":  # a sender makes the image only to fit the filter to it
             watch.seconds["filter"] += watch.seconds.pop("synthesis", 0.0)
         figures[f"{direction} {REST}"] = total - sum(watch.seconds.values())
         for stage in STAGES:
@@ -227,9 +226,9 @@ def compressai(python: str, image: np.ndarray, threads: int) -> Peer:
 
     script = Path(__file__).with_name("compressai_peer.py")
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.png"
-        write_image(picture, image)
-        return Peer("CompressAI's side", [python, str(script), str(picture), str(threads)])  # it has read the picture
+        path = Path(folder) / "image.png"
+        write_image(path, image)
+        return Peer("CompressAI's side", [python, str(script), str(path), str(threads)])  # it has read the image
 
 
 def median(rounds: list[dict[str, float]], name: str) -> float:
@@ -241,7 +240,7 @@ def main(argv=None) -> None:
     parser.add_argument("--model", default="elic")
     parser.add_argument("--preset", help="by default the first of the model's: of ELIC, base")
     parser.add_argument("--weights", help="weights file; by default those of the preset that ship, or random ones")
-    parser.add_argument("--picture", default=None, help="picture to compress; by default the sample in res/eval")
+    parser.add_argument("--image", default=None, help="image to compress; by default the sample in res/eval")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compressai_python", help="interpreter with torch and compressai to compare with, in turns")
@@ -254,7 +253,7 @@ def main(argv=None) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     try:
         codec, what = chosen_codec(args.model, args.preset, args.weights)
-        image = images.read_image(args.picture) if args.picture else sample_picture()
+        image = images.read_image(args.image) if args.image else sample_image()
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     height, width = image.shape[:2]
@@ -266,7 +265,7 @@ def main(argv=None) -> None:
     codec.trace()
     begin = time.perf_counter()
     codec.decompress(codec.compress(image))
-    print(f"tracing, and the first picture there and back: {time.perf_counter() - begin:.1f} s")
+    print(f"tracing, and the first image there and back: {time.perf_counter() - begin:.1f} s")
     ours, theirs = [], []
     for _ in range(args.rounds):
         ours.append(measure_round_trip(codec, image))

@@ -3,7 +3,7 @@
 Needs torch, compressai 1.2.8, numpy and pillow; nothing of ours, since TensorFlow 2.14 need not be installed there.
 Reads one line "go" per round from stdin, answers with one line of JSON.
 
-    python eval/bench/compressai_peer.py PICTURE THREADS
+    python eval/bench/compressai_peer.py IMAGE THREADS
 """
 
 import importlib.machinery
@@ -59,7 +59,7 @@ def channel_sigmas(channels):
 
 
 def main():
-    picture, threads = sys.argv[1], int(sys.argv[2])
+    image, threads = sys.argv[1], int(sys.argv[2])
     import torch
     from PIL import Image
 
@@ -67,7 +67,7 @@ def main():
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = elic().eval()
-    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    pixels = np.asarray(Image.open(image).convert("RGB"))
     images = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
     _make_latents_typical(model, torch)
     model.update()

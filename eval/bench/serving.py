@@ -1,7 +1,7 @@
 """What a SavedModel costs: `python -m eval.bench.serving`.
 
 Exports a codec; prints the seconds that exporting and loading take, the size on disk, the number of graph nodes, the
-peak memory, and the latency of one picture through the `compress` and `decompress` signatures against the command
+peak memory, and the latency of one image through the `compress` and `decompress` signatures against the command
 line's model and the same traced (`Codec.trace`), in turns. The SavedModel runs in a process of its own, as in a server.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.bench.coding import Peer, median, random_codec, sample_picture
+from eval.bench.coding import Peer, median, random_codec, sample_image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -63,10 +63,8 @@ def main(argv=None) -> None:
     parser.add_argument("--model", default="elic")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--weights", help="weights file; by default those of the preset that ship, or random ones")
-    parser.add_argument("--picture", help="picture; by default the sample in res/eval, reflected to 768x512")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="0: only export, load and run one picture, for its memory"
-    )
+    parser.add_argument("--image", help="image; by default the sample in res/eval, reflected to 768x512")
+    parser.add_argument("--rounds", type=int, default=5, help="0: only export, load and run one image, for its memory")
     args = parser.parse_args(argv)
 
     from models.app import serving
@@ -76,7 +74,7 @@ def main(argv=None) -> None:
     entry = registry.get(args.model)
     path = args.weights or weights.of_preset(args.model, args.preset)
     codec = load(path) if path else random_codec(entry, args.preset)
-    image = images.read_image(args.picture) if args.picture else sample_picture()
+    image = images.read_image(args.image) if args.image else sample_image()
     what = f"weights {Path(path).name}" if path else "random weights"
     print(f"{args.model} {args.preset} ({what}), {image.shape[1]}x{image.shape[0]}")
 
@@ -96,7 +94,7 @@ def main(argv=None) -> None:
         begin = time.perf_counter()
         peak = served.round_trip()["peak"]
         print(
-            f"first picture there and back {time.perf_counter() - begin:.1f} s (a server's warm-up takes that); "
+            f"first image there and back {time.perf_counter() - begin:.1f} s (a server's warm-up takes that); "
             f"peak memory {peak:.2f} GiB"
         )
         rounds: dict[str, list] = {"command line": [], "traced": [], "SavedModel": []}

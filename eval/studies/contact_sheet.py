@@ -1,10 +1,10 @@
 """Images side by side: `python -m eval.studies.contact_sheet IMAGE… --weights A.safetensors B.safetensors -o
 sheet.jpg`.
 
-Each picture through each of the weights files, of any models of the zoo, by real files; and through JPEG, WebP and AVIF
+Each image through each of the weights files, of any models of the zoo, by real files; and through JPEG, WebP and AVIF
 at no more bytes than the first of them takes, or at the smallest file that they can write. Prints bpp, PSNR, MS-SSIM
 and, where `--perceptual` names a network, the distance of `transforms.losses.deep_features`; draws a row for each
-picture.
+image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSICAL = ("jpeg", "webp", "avif")
 
 
 def files(image: np.ndarray, codecs: dict) -> dict[str, tuple[int, np.ndarray]]:
-    """Size in bytes and decoded picture, by the name of what made it.
+    """Size in bytes and decoded image, by the name of what made it.
 
     Args:
       image: uint8 [H, W, 3].
@@ -56,10 +56,10 @@ def names_of(paths: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m eval.studies.contact_sheet", description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="Pictures, or globs.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Images, or globs.")
     parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="Weights files.")
-    parser.add_argument("--show", type=int, default=4, help="How many of the pictures to draw; all are measured.")
-    parser.add_argument("--width", type=int, default=384, help="Of a panel, in pixels; larger pictures are cut.")
+    parser.add_argument("--show", type=int, default=4, help="How many of the images to draw; all are measured.")
+    parser.add_argument("--width", type=int, default=384, help="Of a panel, in pixels; larger images are cut.")
     parser.add_argument("--perceptual", metavar="WEIGHTS", help="As of `models/elc.py train`.")
     parser.add_argument("-o", "--output", default="sheet.jpg", help="The contact sheet.")
     args = parser.parse_args(arguments)
@@ -76,7 +76,7 @@ def _run(args) -> int:
     codecs = {name: load(path) for name, path in zip(names_of(args.weights), args.weights)}
     distance = _perceptual(args.perceptual)
     rows, figures = [], {}
-    for path in expand_inputs(args.pictures):
+    for path in expand_inputs(args.images):
         image = read_image(path)
         panels = {"original": image}
         for name, (size, decoded) in files(image, codecs).items():
@@ -97,7 +97,7 @@ def _run(args) -> int:
 
 
 def _perceptual(which: str | None):
-    """The distance of two pictures, uint8 [H, W, 3], if a network is named for it."""
+    """The distance of two images, uint8 [H, W, 3], if a network is named for it."""
     if which is None:
         return None
     import tensorflow as tf

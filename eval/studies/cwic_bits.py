@@ -1,10 +1,10 @@
 """What CWIC's context model saves: `python -m eval.studies.cwic_bits 'kodak/*.png' --weights FILE`.
 
-The codes and the importance map of the same pictures, in bits per pixel, under
+The codes and the importance map of the same images, in bits per pixel, under
 
     no model   a bit for each bit that is kept, log2 L bits for each position of the map
     static     a fixed probability for each channel of the codes and each level of the map: their frequencies among
-               these very pictures, which no file would have to carry, so rather less than a static coder needs
+               these very images, which no file would have to carry, so rather less than a static coder needs
     context    the context model in integers and the 12-bit tables: what files are written with
 """
 
@@ -36,20 +36,20 @@ def entropy(counts: np.ndarray) -> np.ndarray:
     return -(counts * np.log2(np.maximum(counts, 1) / np.maximum(total, 1))).sum(-1)
 
 
-def measure(codec, pictures: Iterable[np.ndarray]) -> dict[str, dict[str, float]]:
+def measure(codec, images: Iterable[np.ndarray]) -> dict[str, dict[str, float]]:
     """Bits per pixel under each of `MODELS`, of "codes" and "map" (stage 2 only).
 
     Args:
       codec: a CWIC with tables.
-      pictures: uint8 [H, W, 3] each.
+      images: uint8 [H, W, 3] each.
     """
     c = codec.config
     bits = np.zeros([c.codes, 2])  # how often each channel is 0 and 1
     levels = np.zeros(c.levels)
     context: dict[str, float] = {}
     pixels = 0
-    for picture in pictures:
-        padded = codec.pad(tf.cast(picture[None], tf.float32))
+    for image in images:
+        padded = codec.pad(tf.cast(image[None], tf.float32))
         codes, p = codec.analyse(padded)
         kept = tf.ones_like(codes)
         if p is not None:
@@ -62,7 +62,7 @@ def measure(codec, pictures: Iterable[np.ndarray]) -> dict[str, dict[str, float]
         codec.transmit(coder, padded)
         for name, value in coder.bits.items():
             context[name] = context.get(name, 0.0) + float(value[0])
-        pixels += picture.shape[0] * picture.shape[1]
+        pixels += image.shape[0] * image.shape[1]
     result = {"codes": (bits.sum(), entropy(bits).sum(), context["codes"])}
     if "map" in context:
         result["map"] = (levels.sum() * np.log2(c.levels), float(entropy(levels)), context["map"])
@@ -85,19 +85,19 @@ def run(model: str, measure: Callable, program: str, about: str, argv: Sequence[
 
     Args:
       model: whose weights it takes.
-      measure: as `measure` here, of a codec and pictures.
+      measure: as `measure` here, of a codec and images.
       program: its module, and `about` its docstring.
       argv: arguments, those of the process by default.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about.split("\n")[0])
-    parser.add_argument("pictures", nargs="+", help="pictures, or globs")
+    parser.add_argument("images", nargs="+", help="images, or globs")
     parser.add_argument("--weights", help=f"weights file; by default those that ship for {model}")
     args = parser.parse_args(argv)
     try:
         codec = load(args.weights or weights.default(model))
         if codec.entry.name != model:
             raise UserError(f"{args.weights}: weights of {codec.entry.name}, not of {model}")
-        print(table(measure(codec, map(images.read_image, files.expand_inputs(args.pictures)))))
+        print(table(measure(codec, map(images.read_image, files.expand_inputs(args.images)))))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     return 0

@@ -9,7 +9,7 @@ for what they see of each other's positions, for the same number of steps on the
     checkerboard   non-anchors see their 12 neighbours among the anchors
     serial         each position sees the 12 before it of the 5x5 around it
 
-and prints the bits per pixel of y on other pictures.
+and prints the bits per pixel of y on other images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.codec import load_for_training, weights
-from models.entropy.coders import ROW_BIAS, ROW_GAIN, EntropyModels
+from models.entropy.coders import EntropyModels, rows_of
 from models.io import files, images
 from models.io.errors import UserError
 from transforms.resample import Upsample, pad_to_multiple
@@ -87,12 +87,12 @@ class Predictor(tf.keras.Model):
             context = tf.nn.conv2d(y_hat, kernel, 1, "SAME") + self.context.bias
         hyper = self.hyper(z_hat)[:, : shape[1], : shape[2]]
         means, log_scales = tf.split(self.parameters(tf.concat([hyper, context], -1)), 2, -1)
-        return means, ROW_GAIN * log_scales + ROW_BIAS
+        return means, rows_of(log_scales)
 
 
-def latents(codec, pictures: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-    """y and the rounded z of pictures, uint8 [N, H, W, 3]: float32 [N, H / 16, W / 16, C], and at 1/64."""
-    y = tf.concat([codec.analyse(codec.pad(tf.cast(p[None], tf.float32))) for p in pictures], 0)
+def latents(codec, images: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+    """y and the rounded z of images, uint8 [N, H, W, 3]: float32 [N, H / 16, W / 16, C], and at 1/64."""
+    y = tf.concat([codec.analyse(codec.pad(tf.cast(p[None], tf.float32))) for p in images], 0)
     return y, tf.round(codec.hyper_analysis(pad_to_multiple(y, 4)))
 
 
@@ -114,7 +114,7 @@ def train(predictor: Predictor, density, y: tf.Tensor, z_hat: tf.Tensor, steps: 
 
 
 def measure(codec, training: np.ndarray, test: Sequence[np.ndarray], steps: int, batch: int, rate: float):
-    """Bits per pixel of y on the pictures of `test`, by kind.
+    """Bits per pixel of y on the images of `test`, by kind.
 
     Args:
       codec: an ELC with its training variables.
@@ -129,11 +129,11 @@ def measure(codec, training: np.ndarray, test: Sequence[np.ndarray], steps: int,
         predictor = Predictor(codec.config, kind)
         train(predictor, density, y, z_hat, steps, batch, rate)
         bits = pixels = 0.0
-        for picture in test:
-            own, own_z = latents(codec, picture[None])
+        for image in test:
+            own, own_z = latents(codec, image[None])
             means, rows = predictor((tf.round(own), own_z))
             bits += float(tf.reduce_sum(density(own, rows, loc=means, training=False)[1]))
-            pixels += picture.shape[0] * picture.shape[1]
+            pixels += image.shape[0] * image.shape[1]
         result[kind] = bits / pixels
     return result
 
@@ -141,8 +141,8 @@ def measure(codec, training: np.ndarray, test: Sequence[np.ndarray], steps: int,
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.studies.elc_context", description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="To train on, of one size; globs.")
-    parser.add_argument("--test", nargs="+", required=True, metavar="PICTURE", help="To measure on; globs.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="To train on, of one size; globs.")
+    parser.add_argument("--test", nargs="+", required=True, metavar="IMAGE", help="To measure on; globs.")
     parser.add_argument("--weights", help="Weights file; by default the first that ship for elc.")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batchsize", type=int, default=16)
@@ -154,14 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if codec.entry.name != "elc":
             raise UserError(f"{args.weights}: not weights of elc")
         training, test = (
-            [images.read_image(path) for path in files.expand_inputs(paths)] for paths in (args.pictures, args.test)
+            [images.read_image(path) for path in files.expand_inputs(paths)] for paths in (args.images, args.test)
         )
         if len({p.shape for p in training}) > 1:
-            raise UserError("the pictures to train on must be of one size")
+            raise UserError("the images to train on must be of one size")
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     figures = measure(codec, np.stack(training), test, args.steps, args.batchsize, args.learning_rate)
-    print(f"bits per pixel of y, {len(test)} pictures, {args.steps} steps on {len(training)}")
+    print(f"bits per pixel of y, {len(test)} images, {args.steps} steps on {len(training)}")
     for kind, value in figures.items():
         print(f"{kind:14} {value:.4f}  {100 * (value / figures['serial'] - 1):+.1f} % against serial")
     if args.json:

@@ -1,10 +1,10 @@
 """What ELC is for, measured: `python -m eval.studies.elc_table DIR --weights FILE --classifier FILE`.
 
-Of labelled pictures (a folder of classes, see `train/labelled.py`; its val or test if it has one), scaled and cut to
+Of labelled images (a folder of classes, see `train/labelled.py`; its val or test if it has one), scaled and cut to
 squares of `--size`, by real files:
 
-    bpp, top-1 and top-5 from the latents, without a picture
-    top-1 of the same classifier on the pictures themselves, on those that the codec decodes with and without its
+    bpp, top-1 and top-5 from the latents, without an image
+    top-1 of the same classifier on the images themselves, on those that the codec decodes with and without its
       enhancement, and on those of JPEG, WebP and AVIF in at most the same bytes
     PSNR, MS-SSIM and, where --perceptual names a network, the distance of `transforms.losses.deep_features` of all of
     these
@@ -40,13 +40,13 @@ from transforms.losses import deep_features
 CLASSICAL = ("jpeg", "webp", "avif")
 
 
-def measure(codec, classifier, pictures: np.ndarray, labels: np.ndarray, features=None) -> dict[str, dict[str, float]]:
+def measure(codec, classifier, images: np.ndarray, labels: np.ndarray, features=None) -> dict[str, dict[str, float]]:
     """The rows of the table, by name: means of the figures of each.
 
     Args:
       codec: an ELC of a stage that classifies.
       classifier: the whole one, whose tail is the codec's.
-      pictures: uint8 [N, H, W, 3].
+      images: uint8 [N, H, W, 3].
       labels: [N], numbers of the classes.
       features: as of `transforms.losses.deep_features`, if that distance is wanted.
     """
@@ -67,17 +67,17 @@ def measure(codec, classifier, pictures: np.ndarray, labels: np.ndarray, feature
     def see(image: np.ndarray) -> np.ndarray:
         return classifier(tf.cast(image[None], tf.float32))[0].numpy()
 
-    codec_shape = pictures.shape[1:3]
-    for image, label in tqdm(zip(pictures, labels), total=len(pictures), unit="picture", leave=False, disable=None):
+    codec_shape = images.shape[1:3]
+    for image, label in tqdm(zip(images, labels), total=len(images), unit="image", leave=False, disable=None):
         data = codec.compress(image)
         latents = codec.latents(data)
         note("latents", codec.logits(latents)[0].numpy(), label, len(data))
         height, width = codec_shape
         plain = to_uint8(codec.reconstruct_plainly(latents)[0, :height, :width])
-        note("decoder's picture", see(plain), label, len(data), image, plain)
+        note("decoder's image", see(plain), label, len(data), image, plain)
         if codec.enhances:
             enhanced = to_uint8(codec.reconstruct(latents)[0, :height, :width])
-            note("enhanced picture", see(enhanced), label, len(data), image, enhanced)
+            note("enhanced image", see(enhanced), label, len(data), image, enhanced)
         for name in CLASSICAL:
             file = classical.at_bytes_or_least(name, image, len(data))
             decoded = classical.decode(file)
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--classifier", required=True, metavar="FILE", help="The one that the codec was trained with.")
     parser.add_argument("--perceptual", metavar="WEIGHTS", help="As of `models/elc.py train`.")
     parser.add_argument("--size", type=int, default=224, help="Side of the square that is compressed.")
-    parser.add_argument("--limit", type=int, default=10**9, help="At most so many pictures, spread over the classes.")
+    parser.add_argument("--limit", type=int, default=10**9, help="At most so many images, spread over the classes.")
     parser.add_argument("--json", metavar="FILE", help="Also write the figures there.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace it.")
     args = parser.parse_args(argv)
@@ -122,15 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         classifier = classifiers.load(args.classifier)
         if classifier.labels != codec.labels or classifier.widths != codec.config.classifier_widths:
             raise UserError(f"{args.classifier}: not the classifier of {path}")
-        pictures, part = open_test(args.labelled, args.size)
-        if pictures.classes != codec.labels:
+        images, part = open_test(args.labelled, args.size)
+        if images.classes != codec.labels:
             raise UserError(f"{args.labelled}: its classes are not the labels of {path}")
         features = perceptual_features(args.perceptual) if args.perceptual else None
-        crops, labels = pictures.centre_crops(args.limit)
+        crops, labels = images.centre_crops(args.limit)
         rows = measure(codec, classifier, crops, labels, features)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"{len(crops)} {part} pictures of {args.size}x{args.size}\n\n{table(rows)}")
+    print(f"{len(crops)} {part} images of {args.size}x{args.size}\n\n{table(rows)}")
     if args.json:
         facts = {
             "pictures": len(crops),

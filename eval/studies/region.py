@@ -1,7 +1,7 @@
-"""What a region of interest does: `python -m eval.studies.region PICTURE --roi 150,60,200,200`.
+"""What a region of interest does: `python -m eval.studies.region IMAGE --roi 150,60,200,200`.
 
 Compresses with SFT, quality 1 inside the region and 0 outside, and with the uniform quality that comes nearest to the
-same size of file from below; prints PSNR inside and outside of both, and leaves the pictures side by side.
+same size of file from below; prints PSNR inside and outside of both, and leaves the images side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.io.images import read_image, write_image
 
 
 def compare(codec, image: np.ndarray, region: Region) -> dict[str, tuple[bytes, np.ndarray]]:
-    """File and decoded picture by kind of map: "region"; of two uniform ones of neighbouring qualities, "uniform below"
+    """File and decoded image by kind of map: "region"; of two uniform ones of neighbouring qualities, "uniform below"
     of at most as many bytes and "uniform above" of more (sizes come in steps of a tenth, see res/doc/sft.md).
 
     Args:
@@ -59,10 +59,10 @@ def inside_and_outside(image: np.ndarray, decoded: np.ndarray, region: Region) -
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m eval.studies.region", description=__doc__.split("\n")[0])
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("--roi", type=region, required=True, metavar="X,Y,W,H")
     parser.add_argument("--weights", type=Path, help="of SFT; by default those that ship")
-    parser.add_argument("-o", "--output", type=Path, default=Path("region.png"), help="the pictures side by side")
+    parser.add_argument("-o", "--output", type=Path, default=Path("region.png"), help="the images side by side")
     args = parser.parse_args(arguments)
     try:
         return _run(args)
@@ -76,8 +76,12 @@ def _run(args) -> int:
     from models.codec import load, weights
 
     path = args.weights or weights.default("sft")
+<<<<<<< HEAD
     image = read_image(args.picture)
     place = Region(*args.roi)
+=======
+    image = read_image(args.image)
+>>>>>>> house
     panels = {"original": image}
     print("map            bytes  PSNR inside  outside, dB")
     for kind, (data, decoded) in compare(load(path), image, place).items():

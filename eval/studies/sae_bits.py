@@ -1,10 +1,10 @@
 """What coding SAE-SPN's latents saves: `python -m eval.studies.sae_bits 'kodak/*.png' --weights FILE`.
 
-The five-level latents of the same pictures (and the switches of the variant swwae), in bits per pixel, under
+The five-level latents of the same images (and the switches of the variant swwae), in bits per pixel, under
 
     no model   log2(5) bits for each latent, as the paper counts; 2 bits for each switch
     static     a fixed probability of each level (or pixel of the cell) for each channel: their frequencies among these
-               very pictures, which no file would have to carry, so rather less than a static coder needs
+               very images, which no file would have to carry, so rather less than a static coder needs
     context    the networks in integers and the 12-bit tables: what files are written with. (Those of the switches
                are static too, from the training.)
 """
@@ -31,26 +31,26 @@ def counts(symbols: np.ndarray, values: int) -> np.ndarray:
     return np.stack([np.bincount(c, minlength=values) for c in np.reshape(symbols, [-1, symbols.shape[-1]]).T])
 
 
-def measure(codec, pictures: Iterable[np.ndarray]) -> dict[str, dict[str, float]]:
+def measure(codec, images: Iterable[np.ndarray]) -> dict[str, dict[str, float]]:
     """Bits per pixel under each of `MODELS`, of "latents" and "switches" (swwae only).
 
     Args:
       codec: an SAE-SPN with tables.
-      pictures: uint8 [H, W, 3] each.
+      images: uint8 [H, W, 3] each.
     """
     seen: dict[str, list[np.ndarray]] = {}  # of the latents, and of each scale of the switches: [C, values]
     context: dict[str, float] = {}
     pixels = 0
-    for picture in pictures:
+    for image in images:
         coder = TableRate(codec.bank)
-        levels, found = codec.transmit(coder, codec.pad(tf.cast(picture[None], tf.float32)))
+        levels, found = codec.transmit(coder, codec.pad(tf.cast(image[None], tf.float32)))
         here = {"latents": [counts(levels.numpy().astype(int) + LIMIT, 2 * LIMIT + 1)]}
         if found:
             here["switches"] = [counts(switch.numpy(), CELL) for switch in found]
         for name, parts in here.items():
             seen[name] = [a + b for a, b in zip(seen[name], parts)] if name in seen else parts
             context[name] = context.get(name, 0.0) + float(coder.bits[name][0])
-        pixels += picture.shape[0] * picture.shape[1]
+        pixels += image.shape[0] * image.shape[1]
     result = {}
     for name, parts in seen.items():
         nothing = sum(part.sum() * np.log2(part.shape[-1]) for part in parts)

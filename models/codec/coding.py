@@ -50,7 +50,7 @@ def encode(
     analysed = analyse_for_encoding(codec, images, controls, options)
     latents = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
     if codec.has_filter:
-        decoded = picture(codec, latents, None, tf.shape(original)[1:3], options.tile)
+        decoded = decoded_image(codec, latents, None, tf.shape(original)[1:3], options.tile)
         fit_filter(codec, coder, original, decoded, controls)
     return stream.finish(), stream.fingerprint(header)
 
@@ -125,7 +125,7 @@ def fit_filter(codec: Codec, coder, images: tf.Tensor, decoded: tf.Tensor, contr
 def decode(codec: Codec, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict, tile=None):
     """Decodes payloads, string [B], of images of one size (height, width): float32 [B, H, W, 3], fingerprints [B]."""
     latents, coefficients, mark = read(codec, payloads, header, size, controls)
-    return picture(codec, latents, coefficients, size, tile), mark
+    return decoded_image(codec, latents, coefficients, size, tile), mark
 
 
 def read(codec: Codec, payloads: tf.Tensor, header: tf.Tensor, size: tf.Tensor, controls: dict):
@@ -146,7 +146,7 @@ def receive(codec: Codec, stream: rans.RansDecoder, batch, size, controls: dict)
     return latents, restoration.code(coder, None, batch, codec.gaussian_rows)
 
 
-def picture(codec: Codec, latents, coefficients: tf.Tensor | None, size, tile: int | None = None) -> tf.Tensor:
+def decoded_image(codec: Codec, latents, coefficients: tf.Tensor | None, size, tile: int | None = None) -> tf.Tensor:
     """Reconstructs images float32 [B, H, W, 3] from latents, and filters them if there are coefficients."""
     decoded = reconstruct_in_tiles(codec, latents, tile)[:, : size[0], : size[1]]
     return decoded if coefficients is None else restoration.apply(decoded, coefficients)
@@ -210,7 +210,7 @@ def decompress(codec: Codec, data: bytes, groups: int | None, partial: bool, til
             return to_uint8(images[0])
         stream = rans.RansDecoder(codec.coder, tf.constant([payload]), partial=partial)
         latents, coefficients = receive(codec, stream, 1, (height, width), controls)
-    return to_uint8(picture(codec, latents, coefficients, (height, width), tile)[0])
+    return to_uint8(decoded_image(codec, latents, coefficients, (height, width), tile)[0])
 
 
 def read_latents(codec: Codec, data: bytes):

@@ -1,4 +1,4 @@
-"""Quality maps as users give them: a grey picture, regions of interest, an array, an input of a served request."""
+"""Quality maps as users give them: a grey image, regions of interest, an array, an input of a served request."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ class Region:
 
 
 def paint(size: tuple[int, int], quality: float, regions: Sequence[Region]) -> np.ndarray:
-    """The map, float32 [H, W], of a picture of `size` (H, W): `quality`, and in the regions theirs; the last one wins.
+    """The map, float32 [H, W], of an image of `size` (H, W): `quality`, and in the regions theirs; the last one wins.
 
     Raises:
-      UserError: a region is not inside the picture.
+      UserError: a region is not inside the image.
     """
     height, width = size
     result = np.full(size, quality, np.float32)
     for r in regions:
         if r.left < 0 or r.top < 0 or r.left + r.width > width or r.top + r.height > height:
             raise UserError(
-                f"region {r.left},{r.top},{r.width},{r.height} is not inside the picture, which is {width}x{height}"
+                f"region {r.left},{r.top},{r.width},{r.height} is not inside the image, which is {width}x{height}"
             )
         result[r.top : r.top + r.height, r.left : r.left + r.width] = r.quality
     return result
 
 
 def read_map(path) -> np.ndarray:
-    """A picture file as a map, uint8 [H, W]; colours count by their luma. UserError if it is no picture."""
+    """An image file as a map, uint8 [H, W]; colours count by their luma. UserError if it is no image."""
     return np.asarray(Image.fromarray(read_image(path)).convert("L"))
 
 
 def as_maps(quality_map, shape) -> tf.Tensor:
-    """Maps for pictures of a shape (B, H, W): float32 [B, H, W, 1] in 0..1.
+    """Maps for images of a shape (B, H, W): float32 [B, H, W, 1] in 0..1.
 
     quality_map: [h, w], [h, w, 1] or [B, h, w, 1] of any size, uint8 in 0..255 or float in 0..1. Resized bilinearly,
       smoothed where it shrinks.

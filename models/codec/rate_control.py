@@ -1,8 +1,8 @@
-"""Rate control: what a sender can ask of a codec besides the picture, and how a file says it.
+"""Rate control: what a sender can ask of a codec besides the image, and how a file says it.
 
 A wish arrives as an argument of Python's, as an input of a served request, or as the control bytes of a file. An object
 of this module, `Codec.rate_control`, turns each into the same thing: the tensors, by name, that `Codec.transmit` takes.
-SFT's, a map over the picture, is in `models/codec/quality_map.py`.
+SFT's, a map over the image, is in `models/codec/quality_map.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RateControl:
     qualities: np.ndarray = np.array([])
     #: How many control bytes a file has.
     control_bytes = 0
-    #: What a served request says of each picture besides its pixels: the inputs of `graph_from_args`.
+    #: What a served request says of each image besides its pixels: the inputs of `graph_from_args`.
     request_specs: dict[str, tf.TensorSpec] = {}
     #: Dtypes and shapes of the tensors that compressing takes, and of those that decompressing does.
     encode_specs: dict[str, tf.TensorSpec] = {}
@@ -39,7 +39,7 @@ class RateControl:
             raise UserError(f"quality {quality:g} is not within {self.qualities[0]:g} to {self.qualities[-1]:g}")
 
     def from_args(self, shape, quality: float | None = None) -> tuple[bytes, dict[str, tf.Tensor]]:
-        """What is wished for pictures of a shape (B, H, W): control bytes, and the tensors to compress with.
+        """What is wished for images of a shape (B, H, W): control bytes, and the tensors to compress with.
 
         quality: one of `qualities`, the middle by default.
 
@@ -56,7 +56,7 @@ class RateControl:
         return {}
 
     def graph_from_args(self, shape) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """`from_args` in a graph, for each picture: control bytes uint8 [B, n], and the tensors.
+        """`from_args` in a graph, for each image: control bytes uint8 [B, n], and the tensors.
 
         It takes the inputs of `request_specs` by name, all or none; InvalidArgumentError if one is out of range.
         """
@@ -67,7 +67,7 @@ class RateControl:
         return {}
 
     def for_calibration(self, shape) -> dict[str, np.ndarray]:
-        """Tensors, each [N, ...], that between them show what coding will meet, for N pictures; shape: (N, H, W)."""
+        """Tensors, each [N, ...], that between them show what coding will meet, for N images; shape: (N, H, W)."""
         return {}
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from models.codec import storage
-from models.codec.distortion import ms_ssim
 from models.codec.variables import pad_with
 from models.entropy.coders import FloatRate, HardRate, SoftRate, TableRate, TrainingRate
 from models.io.errors import UserError
 from transforms.gain import STEPS
+from transforms.losses.ms_ssim import ms_ssim
 
 if TYPE_CHECKING:
     from models.codec.base import Codec

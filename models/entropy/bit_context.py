@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from models.entropy import tables
-from models.entropy.coders import LOGIT_BIAS, LOGIT_GAIN
+from models.entropy.passes import bernoulli_net, checkerboard_pair
 from transforms import checkerboard
-from transforms.exact import Conv, EntropyNet, Fixed, Output, concat, spatially, zeros
+from transforms.exact import Conv, EntropyNet, Fixed, concat, spatially
 
 
 class ContextModel(tf.Module):
@@ -27,7 +26,7 @@ class ContextModel(tf.Module):
 
     def __init__(self, given: int, groups: Sequence[int], width: int, name: str):
         super().__init__(name=name)
-        self.groups, self.width = tuple(groups), width
+        self.groups = tuple(groups)
         self.contexts = [
             EntropyNet(given + sum(groups[:k]), [Conv(width, 5), Conv(width)], name=f"context{k}")
             for k in range(len(groups))
@@ -35,18 +34,7 @@ class ContextModel(tf.Module):
         self.spatial_contexts = [
             EntropyNet(g, [Conv(width, masked=True)], name=f"spatial_context{k}") for k, g in enumerate(groups)
         ]
-        self.logits = [
-            EntropyNet(
-                2 * width,
-                [Conv(width), Conv(g)],
-                output=Output.ROWS,
-                output_gain=LOGIT_GAIN,
-                output_bias=LOGIT_BIAS,
-                rows=tables.NUM_LOGITS,
-                name=f"logits{k}",
-            )
-            for k, g in enumerate(groups)
-        ]
+        self.logits = [bernoulli_net(2 * width, [Conv(width), Conv(g)], f"logits{k}") for k, g in enumerate(groups)]
 
     def transmit(self, coder, name: str, given: tf.Tensor, bits: tf.Tensor | None, kept: tf.Tensor) -> tf.Tensor:
         """Codes the bits that are kept; see `Codec.transmit`.
@@ -62,21 +50,28 @@ class ContextModel(tf.Module):
           The decoded bits, float32 [B, H, W, sum(groups)].
         """
 
-        def as_input(values):
-            """-1, 0 and 1 as a network takes them: integers are fixed-point numbers of step 1."""
-            return Fixed(values, np.ones(values.shape[-1])) if coder.exact else values
-
-        known, decoded = [as_input(given)], []
-        kept_groups = tf.split(kept, self.groups, -1)
+        known, decoded = [_as_input(coder, given)], []
         sent = [None] * len(self.groups) if bits is None else tf.split(bits, self.groups, -1)
-        for k, kept_here in enumerate(kept_groups):
+        for k, kept_here in enumerate(tf.split(kept, self.groups, -1)):
             features = spatially(checkerboard.split, self.contexts[k].run(concat(known)))
-            masks = checkerboard.split(kept_here)
-            halves = (None, None) if sent[k] is None else checkerboard.split(sent[k])
-            silent = zeros(features[0], self.width)
-            anchors = coder.bernoulli(name, halves[0], self.logits[k].run(concat([features[0], silent])), masks[0])
-            spatial = self.spatial_contexts[k].run(as_input((2 * anchors - 1) * masks[0]))
-            others = coder.bernoulli(name, halves[1], self.logits[k].run(concat([features[1], spatial])), masks[1])
-            decoded.append(checkerboard.merge(anchors, others))
-            known.append(as_input((2 * decoded[-1] - 1) * kept_here))
+            decoded.append(self._code_group(coder, name, k, features, sent[k], checkerboard.split(kept_here)))
+            known.append(_as_input(coder, (2 * decoded[-1] - 1) * kept_here))
         return tf.concat(decoded, -1)
+
+    def _code_group(self, coder, name: str, k: int, features, sent: tf.Tensor | None, kept) -> tf.Tensor:
+        """Codes the two passes of group k; features and kept are those of its two halves."""
+        halves = (None, None) if sent is None else checkerboard.split(sent)
+
+        def code(half, logits):
+            return coder.bernoulli(name, halves[half], logits, kept[half])
+
+        def of_anchors(anchors):
+            return _as_input(coder, (2 * anchors - 1) * kept[0])
+
+        features = [[half] for half in features]
+        return checkerboard_pair(code, features, self.logits[k], self.spatial_contexts[k], of_anchors)
+
+
+def _as_input(coder, values: tf.Tensor) -> Fixed | tf.Tensor:
+    """-1, 0 and 1 as a network takes them: integers are fixed-point numbers of step 1."""
+    return Fixed(values, np.ones(values.shape[-1])) if coder.exact else values

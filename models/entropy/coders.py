@@ -9,15 +9,11 @@
     TableRate      rounded latents, bits of the tables that files are written with
     SymbolCount    counts symbols, for tables that fit them
     LatentCoder    writes rounded latents to a stream, or reads them from one
-    Recorder       keeps the symbols
-    Replay         gives symbols of an earlier run, keeps what the networks predict for them
 
 All but the first four run the entropy networks in integers (`exact` is True).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -52,19 +48,24 @@ def _scale_of_row(row: tf.Tensor) -> tf.Tensor:
     return tf.exp(LOG_SCALE_MIN + LOG_SCALE_STEP * row)
 
 
+def rows_of(log_scale):
+    """Finds the Gaussian row of each scale, given its natural logarithm: any real number."""
+    return ROW_GAIN * log_scale + ROW_BIAS
+
+
 def nearest_logit_rows(logits: tf.Tensor) -> tf.Tensor:
-    """The Bernoulli row nearest to each logit: float32 integers, 0 .. NUM_LOGITS - 1."""
+    """Finds the Bernoulli row nearest to each logit: float32 integers."""
     return tf.clip_by_value(tf.round(LOGIT_GAIN * logits + LOGIT_BIAS), 0.0, tables.NUM_LOGITS - 1.0)
 
 
 def row_of_scale(scale: float) -> int:
-    """The Gaussian row nearest to a standard deviation."""
-    return int(np.clip(np.round(ROW_GAIN * np.log(scale) + ROW_BIAS), 0, tables.NUM_SCALES - 1))
+    """Finds the Gaussian row nearest to a standard deviation."""
+    return int(np.clip(np.round(rows_of(np.log(scale))), 0, tables.NUM_SCALES - 1))
 
 
 def nearest_rows(log_scale: tf.Tensor) -> tf.Tensor:
-    """The Gaussian row nearest to each scale, given its natural logarithm: float32 integers, 0 .. NUM_SCALES - 1."""
-    return tf.clip_by_value(tf.round(ROW_GAIN * log_scale + ROW_BIAS), 0.0, tables.NUM_SCALES - 1.0)
+    """Finds the Gaussian row nearest to each scale, given its natural logarithm: float32 integers."""
+    return tf.clip_by_value(tf.round(rows_of(log_scale)), 0.0, tables.NUM_SCALES - 1.0)
 
 
 class EntropyModels(tf.Module):
@@ -160,8 +161,8 @@ class _FloatCoder:
 
     def gaussian(self, name: str, latent: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
         mean, log_scale = tf.split(parameters, 2, -1)
-        rows = ROW_GAIN * log_scale + ROW_BIAS
-        self._gaussian.setdefault(name, []).append(tuple(map(_flat, (latent, rows, mean))))
+        rows = rows_of(log_scale)
+        self._gaussian.setdefault(name, []).append(tuple(map(flat, (latent, rows, mean))))
         return round_through(latent - mean) + mean
 
     def bernoulli(self, name: str, bits: tf.Tensor, logits: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
@@ -189,7 +190,7 @@ class SoftRate(_FloatCoder):
     rounded latents tell more than their bits pay for.
 
     Straight-through gradients drive a latent to the threshold between two integers: on either side the error of the
-    picture pulls it to the other, and where it ends is chance. Rounded softly (Agustsson & Theis, "Universally
+    image pulls it to the other, and where it ends is chance. Rounded softly (Agustsson & Theis, "Universally
     Quantized Neural Compression", NeurIPS 2020) it settles where the loss is least, and sharper and sharper ones settle
     at integers. The slope of bits is what they rise by from half a step below to half a step above, which is the mean
     of their gradient under uniform noise.
@@ -250,7 +251,7 @@ class FloatRate(_FloatCoder):
     training = False
 
 
-class _ExactCoder:
+class ExactCoder:
     """Common to what works on symbols and table rows."""
 
     exact = True
@@ -265,8 +266,8 @@ class _ExactCoder:
         shape: (B, H, W, C), for when there is no latent. Returns float32 integers.
         """
         rows = tf.broadcast_to(first_row + tf.range(shape[-1]), shape)
-        symbols = None if latent is None else _flat(_symbols(latent))
-        return tf.cast(tf.reshape(self._code(name, symbols, _flat(rows), folded=False), shape), tf.float32)
+        symbols = None if latent is None else flat(_symbols(latent))
+        return tf.cast(tf.reshape(self._code(name, symbols, flat(rows), folded=False), shape), tf.float32)
 
     def gaussian(self, name: str, latent: tf.Tensor | None, parameters: Fixed) -> tf.Tensor:
         """Codes latents [B, H, W, C] rounded after subtracting their means; returns them decoded.
@@ -274,8 +275,8 @@ class _ExactCoder:
         parameters: what an `EntropyNet` with `Output.PARAMETERS` gives, [B, H, W, 2 C].
         """
         mean, rows = tf.split(parameters.value, 2, -1)
-        symbols = None if latent is None else _flat(_symbols(latent - mean))
-        symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=True)
+        symbols = None if latent is None else flat(_symbols(latent - mean))
+        symbols = self._code(name, symbols, flat(tf.cast(rows, tf.int32)), folded=True)
         return tf.cast(tf.reshape(symbols, tf.shape(mean)), tf.float32) + mean
 
     def integers(self, name: str, values: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor:
@@ -289,21 +290,22 @@ class _ExactCoder:
           with. kept: float32 0 or 1, [B, H, W, C].
         """
         rows = tf.where(kept > 0, logits.value, float(tables.NUM_LOGITS))  # the row that is not coded
-        symbols = None if bits is None else _flat(_symbols(bits * kept))
-        symbols = self._code(name, symbols, _flat(tf.cast(rows, tf.int32)), folded=False)
+        symbols = None if bits is None else flat(_symbols(bits * kept))
+        symbols = self._code(name, symbols, flat(tf.cast(rows, tf.int32)), folded=False)
         return tf.cast(tf.reshape(symbols, tf.shape(rows)), tf.float32)
 
 
 def _bits(log_probabilities: tf.Tensor) -> tf.Tensor:
     """Bits [B] of natural logarithms of probabilities [B, ...]."""
-    return -tf.reduce_sum(_flat(log_probabilities), 1) / np.log(2)
+    return -tf.reduce_sum(flat(log_probabilities), 1) / np.log(2)
 
 
-def _flat(x: tf.Tensor) -> tf.Tensor:
+def flat(x: tf.Tensor) -> tf.Tensor:
+    """Makes [B, N] of [B, ...]."""
     return tf.reshape(x, [tf.shape(x)[0], -1])
 
 
-class TableRate(_ExactCoder):
+class TableRate(ExactCoder):
     """Bits [B] by latent under the integer tables of `bank`: what a perfect coder would write."""
 
     def __init__(self, bank: tables.CdfBank):
@@ -349,7 +351,7 @@ class SymbolCount(TableRate):
         return symbols
 
 
-class LatentCoder(_ExactCoder):
+class LatentCoder(ExactCoder):
     """Writes the latents' symbols to a `RansEncoder`, or reads them from a `RansDecoder`."""
 
     def __init__(self, stream: rans.RansEncoder | rans.RansDecoder):
@@ -357,42 +359,3 @@ class LatentCoder(_ExactCoder):
 
     def _code(self, name, symbols, rows, folded):
         return self._stream.code(rows, symbols, folded=folded)
-
-
-class Recorder(_ExactCoder):
-    """Rounds latents and keeps the symbols of all passes, int32 [B, N], in coding order. Writes nothing."""
-
-    def __init__(self):
-        self.symbols: list[tf.Tensor] = []
-
-    def _code(self, name, symbols, rows, folded):
-        self.symbols.append(symbols)
-        return symbols
-
-
-class Replay:
-    """Gives a model the symbols of an earlier run and keeps what it predicts for them.
-
-    predictions: float32 [B, N] means and rows of each Gaussian pass, one after the other; of a pass of bits zeros and
-    rows. With `exact` False those of the float form, for comparison: nothing is coded with them.
-    """
-
-    def __init__(self, symbols: Sequence[tf.Tensor], exact: bool = True):
-        self._symbols = iter(symbols)
-        self.exact = exact
-        self.predictions: list[tf.Tensor] = []
-
-    def factorized(self, name: str, latent, first_row: int, shape) -> tf.Tensor:
-        return tf.cast(tf.reshape(next(self._symbols), shape), tf.float32)
-
-    def gaussian(self, name: str, latent, parameters) -> tf.Tensor:
-        mean, rows = tf.split(parameters.value if self.exact else parameters, 2, -1)
-        if not self.exact:
-            rows = nearest_rows(rows)
-        self.predictions += [_flat(mean), _flat(rows)]
-        return tf.cast(tf.reshape(next(self._symbols), tf.shape(mean)), tf.float32) + mean
-
-    def bernoulli(self, name: str, bits, logits, kept: tf.Tensor) -> tf.Tensor:
-        rows = logits.value if self.exact else nearest_logit_rows(logits)
-        self.predictions += [_flat(tf.zeros_like(rows)), _flat(rows * kept)]
-        return tf.cast(tf.reshape(next(self._symbols), tf.shape(rows)), tf.float32)

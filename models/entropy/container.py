@@ -1,10 +1,10 @@
-"""The file format around a coded picture: a short header, the payload of the coder, a fingerprint.
+"""The file format around a coded image: a short header, the payload of the coder, a fingerprint.
 
     magic 'LZ' | version | model id | weights id (4) | height | width | n | n control bytes
     payload
     fingerprint (4)
 
-Height, width and n are LEB128. With a picture of less than 16384 pixels a side and up to 3 control bytes it
+Height, width and n are LEB128. With an image of less than 16384 pixels a side and up to 3 control bytes it
 all takes at most 20 bytes besides the payload. Pure Python. `res/doc/bitstream.md` is the reference.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 MAGIC = b"LZ"
 VERSION = 1
 MAX_PIXELS = 1 << 28
-"""Larger pictures are taken for damage: nothing may be allocated for what a broken header claims."""
+"""Larger images are taken for damage: nothing may be allocated for what a broken header claims."""
 
 WEIGHTS_ID_BYTES = 4
 FINGERPRINT_BYTES = 4
@@ -33,8 +33,8 @@ class Header:
     Attributes:
       model_id: format id of the model, 0..255.
       weights_id: 4 bytes that name the weights.
-      height: of the picture, in pixels.
-      width: of the picture, in pixels.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
       controls: what the model needs besides, for instance a quality index.
       version: of the container.
     """
@@ -56,7 +56,7 @@ def header_bytes(header: Header) -> bytes:
     if header.version != VERSION or not 0 <= header.model_id <= 255 or len(header.weights_id) != WEIGHTS_ID_BYTES:
         raise ValueError(f"not a valid header: {header}")
     if not _plausible_size(header.height, header.width):
-        raise ValueError(f"a picture of {header.height}x{header.width} pixels cannot be stored")
+        raise ValueError(f"an image of {header.height}x{header.width} pixels cannot be stored")
     return b"".join(
         [
             MAGIC,
@@ -121,7 +121,7 @@ def _parse_header(data: bytes) -> tuple[Header, int]:
     weights_id = reader.take(WEIGHTS_ID_BYTES)
     height, width = reader.leb128(), reader.leb128()
     if not _plausible_size(height, width):
-        raise StreamError(f"damaged stream: it claims a picture of {height}x{width} pixels")
+        raise StreamError(f"damaged stream: it claims an image of {height}x{width} pixels")
     controls = reader.take(reader.leb128())
     return Header(model_id, weights_id, height, width, controls, version), reader.position
 

@@ -33,7 +33,7 @@ class Streams(NamedTuple):
 
 
 def headers(model_id: int, weights_id: bytes, height: tf.Tensor, width: tf.Tensor, controls: tf.Tensor) -> tf.Tensor:
-    """`container.header_bytes` for pictures of one size.
+    """`container.header_bytes` for images of one size.
 
     Args:
       height, width: int scalars.
@@ -45,7 +45,7 @@ def headers(model_id: int, weights_id: bytes, height: tf.Tensor, width: tf.Tenso
     with tf.device(CPU):
         fixed = container.MAGIC + bytes([container.VERSION, model_id]) + weights_id
         height, width, fixed = require(
-            _plausible(height, width), "a picture of this size cannot be stored", height, width, tf.constant(fixed)
+            _plausible(height, width), "an image of this size cannot be stored", height, width, tf.constant(fixed)
         )
         start = tf.strings.join([fixed, _leb128(height), _leb128(width), _leb128(tf.shape(controls)[1])])
         return tf.strings.join([tf.fill(tf.shape(controls)[:1], start), _to_string(tf.cast(controls, tf.int32))])

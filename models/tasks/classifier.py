@@ -1,4 +1,4 @@
-"""Classifiers of pictures that are cut in two: a codec can enter behind the cut, with features made of its latents.
+"""Classifiers of images that are cut in two: a codec can enter behind the cut, with features made of its latents.
 
     images ──► front ──► features at 1/8 ──► tail ──► logits
                              ▲

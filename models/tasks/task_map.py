@@ -3,7 +3,7 @@
 Song, Choi, Han, ICCV 2021 (see models/sft.py), section 4.4. The map is found by gradient descent through the frozen
 codec and the frozen classifier, for the least
 
-    bpp + weight · cross-entropy(classifier(decoded picture), the answer to the picture itself)
+    bpp + weight · cross-entropy(classifier(decoded image), the answer to the image itself)
 
 The rate is that of a training step: bits of the float entropy model under additive uniform noise, which has a gradient
 where real files have none; decoded latents are rounded, with the gradient passing straight through.
@@ -27,13 +27,13 @@ START = -2.0  # of the map before its sigmoid: a quality of 0.12
 
 
 class Classifier:
-    """A Keras classifier, whatever it takes and gives, as probabilities of 0..255 pictures.
+    """A Keras classifier, whatever it takes and gives, as probabilities of 0..255 images.
 
     Args:
-      model: takes float32 RGB pictures [B, H, W, 3] (0..255 where there is no `preprocess`), gives logits or
+      model: takes float32 RGB images [B, H, W, 3] (0..255 where there is no `preprocess`), gives logits or
         probabilities [B, classes].
       preprocess: what comes before it, differentiable.
-      resize: whether pictures are brought to the size it takes; otherwise they have to have it.
+      resize: whether images are brought to the size it takes; otherwise they have to have it.
     """
 
     def __init__(self, model: tf.keras.Model, preprocess: Callable | None = None, resize: bool = False):
@@ -43,15 +43,15 @@ class Classifier:
         shape = getattr(model, "input_shape", None)
         if shape is not None:
             if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3:
-                raise UserError(f"the classifier takes {shape}, not pictures [B, H, W, 3]")
+                raise UserError(f"the classifier takes {shape}, not images [B, H, W, 3]")
             self.size = shape[1:3] if None not in shape[1:3] else None
         self.resize = resize
 
     def check(self, height: int, width: int) -> None:
-        """UserError if it does not take pictures of this size."""
+        """UserError if it does not take images of this size."""
         if self.size and not self.resize and (height, width) != tuple(self.size):
             raise UserError(
-                f"the classifier takes pictures of {self.size[1]}x{self.size[0]}, and this one is {width}x{height}"
+                f"the classifier takes images of {self.size[1]}x{self.size[0]}, and this one is {width}x{height}"
             )
 
     def log_probabilities(self, images: tf.Tensor) -> tf.Tensor:
@@ -69,10 +69,10 @@ class Classifier:
 def load_classifier(name: str) -> Classifier:
     """A classifier by name: a SavedModel folder, a .keras or .h5 file, or the name of a class of keras.applications.
 
-    Pictures are resized to what a network of keras.applications takes, as is usual for those; a file's own have to fit.
+    Images are resized to what a network of keras.applications takes, as is usual for those; a file's own have to fit.
 
     Raises:
-      UserError: it is none of these, or takes no pictures.
+      UserError: it is none of these, or takes no images.
     """
     try:
         if os.path.exists(name):
@@ -94,25 +94,25 @@ def load_classifier(name: str) -> Classifier:
 def find_maps(
     codec, classifier: Classifier, images: np.ndarray, weight: float = 1.0, steps: int = 12, rate: float = 0.5
 ) -> np.ndarray:
-    """Maps for pictures of one size: uint8 [B, H, W, 3] -> float32 [B, H, W, 1] in 0..1, of each picture the best seen.
+    """Maps for images of one size: uint8 [B, H, W, 3] -> float32 [B, H, W, 1] in 0..1, of each image the best seen.
 
     Args:
       codec: an SFT in its training form, of `load_for_training`.
       classifier: whose answers are to be kept.
-      images: the pictures.
+      images: the images.
       weight: bpp that a nat of cross-entropy is worth: higher keeps answers more surely, for more bits.
       steps: of Adam.
       rate: its learning rate, for the map before its sigmoid.
 
     Raises:
-      UserError: the classifier takes pictures of another size, or the weight is negative.
+      UserError: the classifier takes images of another size, or the weight is negative.
     """
     if not weight >= 0:
         raise UserError(f"the weight of a task must not be negative, and is {weight:g}")
     batch, height, width = images.shape[:3]
     classifier.check(height, width)
-    pictures = tf.cast(images, tf.float32)
-    answers = tf.argmax(classifier.log_probabilities(pictures), -1)
+    floats = tf.cast(images, tf.float32)
+    answers = tf.argmax(classifier.log_probabilities(floats), -1)
     cells = tf.Variable(tf.fill([batch, -(-height // CELL), -(-width // CELL), 1], START))
     optimizer = tf.keras.optimizers.Adam(rate)
 
@@ -121,7 +121,7 @@ def find_maps(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(cells)
             maps = tf.sigmoid(tf.image.resize(cells, [height, width]))
-            decoded, bits = codec(pictures, training=True, quality_map=maps)
+            decoded, bits = codec(floats, training=True, quality_map=maps)
             log_probabilities = classifier.log_probabilities(tf.clip_by_value(decoded, 0.0, 255.0))
             entropy = -tf.gather(log_probabilities, answers, batch_dims=1)
             losses = tf.add_n(list(bits.values())) / (height * width) + weight * entropy

@@ -19,7 +19,7 @@ from models.entropy.coders import TableRate
 from models.tools import restoration
 from transforms import tiling
 
-#: Side of the tiles, in pixels, in which gradients of large pictures are found: a step back keeps all activations,
+#: Side of the tiles, in pixels, in which gradients of large images are found: a step back keeps all activations,
 #: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that. With
 #: much less the error beside the seams is that of padding, and files of high quality are 2 % worse.
 TILE = 1024
@@ -124,7 +124,7 @@ def _momenta(iterations: int) -> np.ndarray:
 
 
 def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Of each picture the latents of less loss, [B], and that: estimates of what moves bring can be wrong."""
+    """Of each image the latents of less loss, [B], and that: estimates of what moves bring can be wrong."""
     best = tf.ensure_shape(tf.where((loss < least)[:, None, None, None], latents, best), best.shape)
     return best, tf.ensure_shape(tf.minimum(loss, least), least.shape)
 
@@ -172,7 +172,7 @@ def _loss(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.
 
 
 def _loss_of(codec, images: tf.Tensor, restored: tf.Tensor, coder, controls) -> tf.Tensor:
-    """`_loss` of pictures that are restored, and of what has counted their bits."""
+    """`_loss` of images that are restored, and of what has counted their bits."""
     bpp = tf.add_n(list(coder.bits.values())) / tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
     return codec.rate_distortion(tf.cast(images, tf.float32), tf.clip_by_value(restored, 0.0, 255.0), bpp, **controls)
 
@@ -184,11 +184,11 @@ def checkerboard_mask(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
 
 
 def _restored(codec, images: tf.Tensor, decoded, weights: tf.Tensor) -> tf.Tensor:
-    """Pictures behind the filters that their files will hold: what counts is their error there."""
-    pictures = codec.reconstruct(decoded)
+    """Images behind the filters that their files will hold: what counts is their error there."""
+    reconstruction = codec.reconstruct(decoded)
     if not codec.has_filter:
-        return pictures
-    return restoration.apply(pictures, restoration.fit(images, tf.stop_gradient(pictures), weights)[0])
+        return reconstruction
+    return restoration.apply(reconstruction, restoration.fit(images, tf.stop_gradient(reconstruction), weights)[0])
 
 
 class _Passes(TableRate):
@@ -222,7 +222,7 @@ class _Passes(TableRate):
 
 
 def _gradients(codec, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor]):
-    """Restored pictures, and the gradients with respect to latents of their weighted squared error, in bits."""
+    """Restored images, and the gradients with respect to latents of their weighted squared error, in bits."""
 
     def gradients(original, weights, *latents):
         original = tf.cast(original, tf.float32)
@@ -236,7 +236,7 @@ def _gradients(codec, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor]
 
 
 def _in_tiles(codec, function, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor], output_cells):
-    """`function` of pictures, what their errors count, and latents; tiles of large pictures have a filter each."""
+    """`function` of images, what their errors count, and latents; tiles of large images have a filter each."""
     r, parts = codec.reach, tf.nest.flatten(decoded)
     weights = codec.error_weights(tf.shape(images), **controls)
     inputs, cells = [images, weights, *parts], [1, 1, *r.decoded]

@@ -1,12 +1,12 @@
-"""Restoration: a filter for one picture, which its sender fits and the file holds.
+"""Restoration: a filter for one image, which its sender fits and the file holds.
 
-A synthesis is made for all pictures; for this one a small correction brings it closer to the original, and only who
+A synthesis is made for all images; for this one a small correction brings it closer to the original, and only who
 has that knows which. Video codecs send such filters (the Wiener filter of AV1's loop restoration, VVC's adaptive loop
-filter); here it is one for the picture, of 3x3 pixels and all three colours, by least squares. Not in the papers.
+filter); here it is one for the image, of 3x3 pixels and all three colours, by least squares. Not in the papers.
 
 A restored pixel is the decoded one plus, in each colour, the weighted sum of `FEATURES` numbers: of the four pairs of
 opposite neighbours what their sums differ from twice the pixel by, the pixel itself, and a constant. Beyond its edges
-a picture goes on with the pixels there.
+an image goes on with the pixels there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ COEFFICIENTS = 3 * FEATURES
 #: Of a coefficient as it is sent; that of the pixel itself is for a quarter of what it differs from mid-grey by.
 STEP = 1 / 256
 GREY, GREY_SCALE, CONSTANT = 128.0, 0.25, 4.0
-#: No coefficient is larger, in steps: those of tiny pictures could be anything.
+#: No coefficient is larger, in steps: those of tiny images could be anything.
 LIMIT = 4096
 #: Gaussian rows of the tables: for whether there is a filter (0 or 1), and for its coefficients, which are some 50
 #: steps large. Where there is none they are of the first row, which is all but certain of 0.
 SOME, NONE, WORTH = row_of_scale(0.5), 0, row_of_scale(50.0)
-#: Rows that are looked at together when a filter is fitted: the features of all of a large picture are a lot.
+#: Rows that are looked at together when a filter is fitted: the features of all of a large image are a lot.
 STRIP = 64
 
 
@@ -46,7 +46,7 @@ def _features(padded: tf.Tensor) -> tf.Tensor:
 
 
 def fit(images: tf.Tensor, decoded: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The coefficients of the best filter for each picture, and what it is good for.
+    """The coefficients of the best filter for each image, and what it is good for.
 
     Args:
       images: originals, [B, H, W, 3] in 0..255.
@@ -76,7 +76,7 @@ def fit(images: tf.Tensor, decoded: tf.Tensor, weights: tf.Tensor) -> tuple[tf.T
     sums = [tf.zeros([batch, FEATURES, n], tf.float64) for n in (FEATURES, 3)]
     shapes = (tf.TensorShape([]), *(tf.TensorShape([None, *x.shape[1:]]) for x in sums))
     _, squares, products = tf.while_loop(lambda start, *_: start < height, add, (0, *sums), shape_invariants=shapes)
-    # A picture of one colour leaves coefficients open: the least are taken.
+    # An image of one colour leaves coefficients open: the least are taken.
     exact = _solve(squares + tf.eye(FEATURES, dtype=tf.float64), products)
     coefficients = tf.clip_by_value(tf.round(exact / STEP), -LIMIT, LIMIT)
     sent = STEP * coefficients
@@ -97,7 +97,7 @@ def _solve(squares: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
 
 
 def apply(decoded: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
-    """Restored pictures.
+    """Restored images.
 
     Args:
       decoded: float32 [B, H, W, 3] in 0..255.
@@ -105,9 +105,9 @@ def apply(decoded: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
     """
 
     def one(arguments):
-        picture, weights = arguments
+        image, weights = arguments
         kernel, bias = _kernel(weights)
-        padded = tf.pad(picture[None], [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+        padded = tf.pad(image[None], [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
         return tf.nn.conv2d(padded, kernel, 1, "VALID")[0] + bias
 
     weights = tf.reshape(tf.cast(coefficients, tf.float32) * STEP, [-1, FEATURES, 3])
@@ -125,7 +125,7 @@ def _kernel(weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def code(coder, coefficients: tf.Tensor | None, batch: tf.Tensor, gaussians: int = 0) -> tf.Tensor:
-    """Codes the coefficients of a batch of pictures: whether there are any, then these. Returns them decoded.
+    """Codes the coefficients of a batch of images: whether there are any, then these. Returns them decoded.
 
     Args:
       coder: a latent coder (`models/entropy/coders.py`).

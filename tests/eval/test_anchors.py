@@ -1,4 +1,4 @@
-"""Curves of the classical codecs on pictures of the user's."""
+"""Curves of the classical codecs on images of the user's."""
 
 import json
 from pathlib import Path

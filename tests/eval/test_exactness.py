@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from eval import exactness
+from eval.replay import Recorder
 from models.elic import ELIC, Config
-from models.entropy.coders import Recorder
 from transforms.exact import Fixed
 
 

@@ -29,13 +29,13 @@ def test_mean_is_of_per_picture_values():
     assert result["psnr"] == pytest.approx(33)
     assert result["ms_ssim"] == pytest.approx(0.94)  # of the two that have one
     assert math.isnan(report.mean(ROWS[2:])["ms_ssim"])
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         report.mean([])
 
 
 def test_table_has_a_line_per_picture_and_the_mean():
     lines = report.table(ROWS).split("\n")
-    assert lines[0].split() == ["picture", "size", "bytes", "bpp", "PSNR", "MS-SSIM"]
+    assert lines[0].split() == ["image", "size", "bytes", "bpp", "PSNR", "MS-SSIM"]
     assert lines[1].split() == ["a.png", "80x100", "1000", "1.0000", "30.000", "0.90000"]
     assert lines[2].split() == ["a-longer-name.png", "80x50", "3000", "6.0000", "36.000", "0.98000"]
     assert lines[3].split() == ["tiny.png", "30x20", "300", "4.0000", "33.000", "-"]

@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from eval.replay import Recorder, Replay
 from models.app import cli
 from models.codec import load, load_for_training
 from models.codec.coding import to_uint8
 from models.cwic import CWIC, PRESETS, Config
 from models.entropy import rans, tables
-from models.entropy.coders import LatentCoder, Recorder, Replay, TableRate
+from models.entropy.coders import LatentCoder, TableRate
 from models.io import images
 from models.io.errors import UserError
 from transforms import importance

@@ -7,12 +7,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from eval.replay import Recorder, Replay
 from models import elc
 from models.app import cli
 from models.codec import load, load_for_training, storage
 from models.codec.coding import to_uint8
 from models.elc import ELC, PRESETS, STAGES, TRAINED, Config
-from models.entropy.coders import Recorder, Replay, TableRate
+from models.entropy.coders import TableRate
 from models.entropy.container import StreamError
 from models.io import images
 from models.io.errors import UserError
@@ -45,7 +46,7 @@ def stages(tiny_elc_weights, classifier):
 
 @pytest.fixture
 def batch(crop):
-    """Two pictures and their classes."""
+    """Two images and their classes."""
     return np.stack([crop(64, 64), crop(64, 64, 200)]), np.array([0, 2], np.int32)
 
 
@@ -383,7 +384,7 @@ def test_training_goes_on_from_the_stage_before(run, eagerly, stages, classifier
     assert run("train", *stage) == 1
     assert "needs a --classifier" in run.err
     assert run("train", *stage, "--classifier", "two.safetensors", "--train_path", "no") == 1
-    assert run.err.strip().splitlines()[-1].endswith("are not the 3 classes of the pictures (leaf, other, parrot)")
+    assert run.err.strip().splitlines()[-1].endswith("are not the 3 classes of the images (leaf, other, parrot)")
     ordered = Classifier(classifier.widths, sorted(LABELS))
     ordered.save_file("classifier.safetensors")
     assert run("train", *stage, "--classifier", "classifier.safetensors", "--train_path", "two") == 0

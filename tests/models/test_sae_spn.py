@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from eval.replay import Recorder
 from models import sae_spn
 from models.app import cli
 from models.app.flags import sae_spn as flags
 from models.codec import load, load_for_training, storage
 from models.codec.coding import to_uint8
 from models.entropy import rans
-from models.entropy.coders import LatentCoder, Recorder, TableRate
+from models.entropy.coders import LatentCoder, TableRate
 from models.entropy.tables import CdfBank
 from models.io import images
 from models.io.errors import UserError
@@ -150,7 +151,7 @@ def test_sign_and_size_of_a_zero_are_not_coded(codecs):
 
 
 def test_passes_are_few(codecs, crop):
-    """Two for each group's zeros and two for signs and sizes, whatever the size of the picture."""
+    """Two for each group's zeros and two for signs and sizes, whatever the size of the image."""
     recorder = Recorder()
     codecs["sae_spn"].transmit(recorder, tf.constant(crop(32, 64)[None], tf.float32))
     assert len(recorder.symbols) == 2 * len(TINY.latent_groups) + 2

@@ -16,7 +16,7 @@ def with_config(path, folder, **changes):
 
 
 def gain(path, folder, image, quality, before, after):
-    """By what share of the rate the loss of a picture [H, W, 3] falls from one to other changes of a configuration."""
+    """By what share of the rate the loss of an image [H, W, 3] falls from one to other changes of a configuration."""
 
     def loss_and_rate(changes):
         codec = with_config(path, folder, **changes)

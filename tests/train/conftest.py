@@ -1,4 +1,4 @@
-"""Pictures and the stand-in codec."""
+"""Images and the stand-in codec."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def tiny_codec():
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A glob of twelve small pictures, smooth and all different."""
+    """A glob of twelve small images, smooth and all different."""
     folder = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(7)
     for i in range(12):

@@ -19,7 +19,7 @@ def eagerly():
 
 
 def folder_of_colours(folder):
-    """Green and red pictures, 9 of each to train on and one to validate on."""
+    """Green and red images, 9 of each to train on and one to validate on."""
     for name, colour in (("green", (20, 200, 20)), ("red", (200, 20, 20))):
         for part, count in (("train", 9), ("val", 1)):
             (folder / part / name).mkdir(parents=True)
@@ -29,7 +29,7 @@ def folder_of_colours(folder):
 
 
 def test_trains_and_writes(tmp_path, monkeypatch, eagerly, capsys):
-    """Red pictures and green ones are told apart after a few passes."""
+    """Red images and green ones are told apart after a few passes."""
     monkeypatch.setattr(classifier, "PRESETS", {"small": (8, 8, 8, 8, 16)})
     folder_of_colours(tmp_path / "data")
     path = tmp_path / "c.safetensors"

@@ -19,13 +19,13 @@ GIB = 2**30
 
 
 def ramp(height: int, width: int, blue: int = 0) -> np.ndarray:
-    """A picture whose red is the column and whose green is the row."""
+    """An image whose red is the column and whose green is the row."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x, y, np.full_like(x, blue)], axis=-1).astype(np.uint8)
 
 
 def flat(folder, count: int, size: int = 16) -> str:
-    """Pictures of one colour each; the red of number i is i. Returns their glob."""
+    """Images of one colour each; the red of number i is i. Returns their glob."""
     for i in range(count):
         Image.new("RGB", (size, size), (i, 0, 0)).save(folder / f"{i:02}.png")
     return str(folder / "*.png")
@@ -90,9 +90,9 @@ def test_small_and_damaged_pictures_are_skipped_and_counted(tmp_path, caplog, ca
     assert first in caplog.records[0].getMessage()
     assert len(caplog.records) == (1 if cache else 3)
     if not cache:
-        assert "damaged pictures skipped so far: 2" in caplog.records[-1].getMessage()
+        assert "damaged images skipped so far: 2" in caplog.records[-1].getMessage()
     assert got.shape == (6, 4, 32, 32, 3)
-    assert got.std(axis=3).min() > 10  # noise everywhere, and no grey rows of a cut picture
+    assert got.std(axis=3).min() > 10  # noise everywhere, and no grey rows of a cut image
 
 
 def test_nothing_usable_is_one_line(tmp_path):
@@ -207,7 +207,7 @@ def test_held_out_pictures_are_not_trained_on(tmp_path):
 
 
 def test_what_is_held_out_does_not_depend_on_the_patchsize(tmp_path):
-    """Pictures that are too small, or damaged in their pixels, shift no other from one part to the other."""
+    """Images that are too small, or damaged in their pixels, shift no other from one part to the other."""
     for i in range(60):
         side = 8 if i in (1, 2, 21, 40) else 32
         Image.new("RGB", (side, side), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
@@ -236,8 +236,8 @@ def test_pictures_to_validate_on_are_not_trained_on(tmp_path, caplog):
     validated = set(crops[:, 0, 0, 0].tolist())
     trained = set(batches(source, 30, batchsize=1)[..., 0, 0, 0].ravel().tolist())
     assert validated and trained and not validated & trained
-    assert len(trained) + len(validated) == 12 and f"{len(validated)} of its pictures are not trained on" in caplog.text
-    with pytest.raises(UserError, match="names all pictures to train on"):
+    assert len(trained) + len(validated) == 12 and f"{len(validated)} of its images are not trained on" in caplog.text
+    with pytest.raises(UserError, match="names all images to train on"):
         data.open_data(FitOptions(validation_glob=pattern, **options))
 
 
@@ -251,7 +251,7 @@ def test_validation_glob_and_limit(tmp_path, pictures):
 
 
 class FakeBuilder:
-    """What this module uses of a `tfds.core.DatasetBuilder`: grey and RGB pictures, some of them small."""
+    """What this module uses of a `tfds.core.DatasetBuilder`: grey and RGB images, some of them small."""
 
     name = "fake"
 
@@ -294,7 +294,7 @@ def test_tfds(fake_tfds, caplog):
     source, crops = data.open_data(options)
     assert builder.asked == ["validation"]
     assert crops[:, 0, 0].tolist() == [[i] * 3 for i in (0, 1, 2, 4)]
-    got = batches(source, 200, batchsize=2, crops_per_image=2)  # of fewer, one run in hundreds lacks a picture
+    got = batches(source, 200, batchsize=2, crops_per_image=2)  # of fewer, one run in hundreds lacks an image
     assert got.shape == (200, 2, 8, 8, 3) and builder.asked[-1] == "train"
     assert (got == got[..., :1]).all()
     assert set(got[..., 0].ravel()) == set(range(10)) - {3}
@@ -319,7 +319,7 @@ def test_tfds_without_a_validation_split_holds_pictures_out(fake_tfds):
         (FakeBuilder(), dict(tfds="other"), "^--tfds other: no data set other$"),
         (FakeBuilder(splits=("left", "right")), {}, "no split named train, only left, right"),
         (FakeBuilder(field="audio"), {}, "no field named image"),
-        (FakeBuilder(), dict(patchsize=17), "no picture of .* is at least 17x17"),
+        (FakeBuilder(), dict(patchsize=17), "no image of .* is at least 17x17"),
     ],
 )
 def test_tfds_mistakes(fake_tfds, builder, change, message):
@@ -331,7 +331,7 @@ def test_tfds_mistakes(fake_tfds, builder, change, message):
 def test_tfds_training_split_of_small_pictures_does_not_hang(fake_tfds):
     fake_tfds(FakeBuilder())
     source, _ = data.open_tfds("fake", 17, 1)
-    with pytest.raises(UserError, match="no picture of train is at least 17x17"):
+    with pytest.raises(UserError, match="no image of train is at least 17x17"):
         data.training_dataset(source, 2, 17, seed=0)
 
 

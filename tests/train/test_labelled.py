@@ -1,4 +1,4 @@
-"""Pictures with labels: folders of classes, and what is wrong with them."""
+"""Images with labels: folders of classes, and what is wrong with them."""
 
 import sys
 import types
@@ -14,7 +14,7 @@ from train.options import FitOptions
 
 
 def classes(folder, counts: dict[str, int], size=(20, 16)):
-    """A folder for each class; the red of a picture is ten times its class, its green its number."""
+    """A folder for each class; the red of an image is ten times its class, its green its number."""
     for k, (name, count) in enumerate(sorted(counts.items())):
         (folder / name).mkdir(parents=True)
         for i in range(count):
@@ -63,9 +63,9 @@ def test_test_pictures_are_measured_on_and_nothing_else(tmp_path):
     classes(tmp_path / "test", {"a": 4, "b": 5})
     train, validation = labelled.open_labelled(str(tmp_path), 8)
     assert (len(train), len(validation)) == (38, 2)
-    assert all("train" in path.parts for path in train.pictures + validation.pictures)
+    assert all("train" in path.parts for path in train.images + validation.images)
     test, name = labelled.open_test(str(tmp_path), 8)
-    assert (len(test), name) == (9, "test") and all("test" in path.parts for path in test.pictures)
+    assert (len(test), name) == (9, "test") and all("test" in path.parts for path in test.images)
 
 
 def test_damaged_pictures_are_skipped(tmp_path, caplog):
@@ -75,7 +75,7 @@ def test_damaged_pictures_are_skipped(tmp_path, caplog):
     pictures, labels = next(data.training_dataset(source, 6, 8, seed=1).as_numpy_iterator())
     np.testing.assert_array_equal(pictures[:, 0, 0, 0], 10 * labels)
     assert len(source.centre_crops(99)[1]) == 5
-    assert caplog.text.count("damaged pictures skipped so far: 1") == 1
+    assert caplog.text.count("damaged images skipped so far: 1") == 1
 
 
 def test_folders_that_are_none_to_train_with(tmp_path):
@@ -87,7 +87,7 @@ def test_folders_that_are_none_to_train_with(tmp_path):
         labelled.open_labelled(str(tmp_path), 8)
     (tmp_path / "train" / "empty").mkdir()
     (tmp_path / "train" / "empty" / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match="empty: a class folder without pictures$"):
+    with pytest.raises(UserError, match="empty: a class folder without images$"):
         labelled.open_labelled(str(tmp_path), 8)
     with pytest.raises(UserError, match="no such folder"):
         labelled.open_labelled(str(tmp_path / "missing"), 8)

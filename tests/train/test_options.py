@@ -29,7 +29,7 @@ def test_flags_are_the_fields():
         elif value is not None:
             flags.append(f"--{name}={value}")
     assert parse(*flags) == given
-    others = ("train_glob", "labelled")  # one of the three says where pictures are
+    others = ("train_glob", "labelled")  # one of the three says where images are
     assert all(getattr(given, f.name) != f.default for f in dataclasses.fields(FitOptions) if f.name not in others)
 
 

@@ -3,7 +3,7 @@
     python tests/transforms/entropy_path.py STATE.npz RESULT.npz THREADS [xla]
 
 reads inputs and variables, and writes what the path gives in both forms: eagerly, traced, and compiled by XLA; the
-pictures of the batch together, and one by one.
+images of the batch together, and one by one.
 """
 
 import sys

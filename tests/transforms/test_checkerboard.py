@@ -1,4 +1,4 @@
-"""The checkerboard's halves and its masked convolution, against the dense picture they stand for."""
+"""The checkerboard's halves and its masked convolution, against the dense image they stand for."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_taps_are_the_twelve_of_the_other_parity():
 
 
 def dense(anchors, taps, width):
-    """A plain 5x5 convolution of the full-width picture, zero at the non-anchors, at its non-anchors."""
+    """A plain 5x5 convolution of the full-width image, zero at the non-anchors, at its non-anchors."""
     kernel = np.zeros([5, 5, *taps.shape[1:]], np.float32)
     for tap, (r, c) in zip(taps, checkerboard.TAPS):
         kernel[r, c] = tap
@@ -66,7 +66,7 @@ def test_from_anchors_is_the_masked_convolution(size):
 
 
 def test_from_anchors_of_unknown_size():
-    """Traced once, for pictures of any size."""
+    """Traced once, for images of any size."""
     taps = random(12, 3, 4)
     traced = tf.function(
         lambda x: checkerboard.from_anchors(x, taps), input_signature=[tf.TensorSpec([None, None, None, 3])]

@@ -30,7 +30,7 @@ def test_maps_of_each_kind_are_in_range(kind):
     maps = quality_maps.KINDS[kind](SHAPE).numpy()
     assert maps.shape == (*SHAPE, 1) and maps.dtype == np.float32
     assert maps.min() >= 0 and maps.max() <= 1 + 1e-6
-    assert len(np.unique(maps[:, 0, 0])) > 30  # each picture has its own
+    assert len(np.unique(maps[:, 0, 0])) > 30  # each image has its own
 
 
 def test_kinds_are_what_they_are_called():

@@ -1,4 +1,4 @@
-"""Transforms in tiles: what comes out is what the whole picture gives."""
+"""Transforms in tiles: what comes out is what the whole image gives."""
 
 import numpy as np
 import pytest

@@ -437,10 +437,10 @@ def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions
             )
         _export(directory, build, options)
         resume = False
-    # The runner trains on the pictures that are large enough and not held out.
-    pictures = os.path.join(directory, "pictures.txt")
-    Path(pictures).write_text("\n".join(p.path for p in source.photographs), encoding="utf-8")
-    _run(directory, pictures, options, args, resume)
+    # The runner trains on the images that are large enough and not held out.
+    images = os.path.join(directory, "images.txt")
+    Path(images).write_text("\n".join(p.path for p in source.photographs), encoding="utf-8")
+    _run(directory, images, options, args, resume)
     kind = "validation" if options.validation_glob else "held-out"
     return _import(directory, entry, options, (source, held_out), kind)
 
@@ -486,10 +486,10 @@ def _check_same(directory: str, options: FitOptions, codec: Codec) -> None:
             raise resume_mismatch(options.train_path, name, before.get(name), value)
 
 
-def _run(directory: str, pictures: str, options: FitOptions, args, resume: bool) -> None:
+def _run(directory: str, images: str, options: FitOptions, args, resume: bool) -> None:
     """Starts the runner, passes its output through and signals on to it, and waits."""
     command = [shutil.which(args.pjrt_python) or args.pjrt_python, pjrt_run.__file__, directory]
-    command += ["--images", f"@{pictures}", "--rate", str(options.learning_rate)]
+    command += ["--images", f"@{images}", "--rate", str(options.learning_rate)]
     if options.minutes:
         command += ["--minutes", str(options.minutes)]
     else:
@@ -537,7 +537,7 @@ def _import(directory: str, entry: registry.Entry, options: FitOptions, data: tu
       directory: of the state.
       entry: the model.
       options: all settings.
-      data: pictures to calibrate with, and those to say how good it is on.
+      data: images to calibrate with, and those to say how good it is on.
       kind: what the latter are: "held-out" or "validation", for which the file's header tells it, too, or "training".
 
     Returns:
@@ -547,7 +547,7 @@ def _import(directory: str, entry: registry.Entry, options: FitOptions, data: tu
     source, crops = data
     codec.calibrate(calibration_patches(source, options))
     quality = _validate(codec, crops)
-    print(f"{kind} pictures: " + "  ".join(f"{name} {value:.4f}" for name, value in quality.items()))
+    print(f"{kind} images: " + "  ".join(f"{name} {value:.4f}" for name, value in quality.items()))
     path = os.path.join(options.train_path, FINAL)
     facts = {"steps": state["step"], **state["options"]}
     if kind != "training":

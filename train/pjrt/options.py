@@ -55,7 +55,7 @@ def add_pjrt_flags(parser: argparse.ArgumentParser) -> None:
         "--import_state",
         metavar="DIR",
         help="Turn the state that train/pjrt/run.py has left in this folder into a weights file, and end. It "
-        "says itself what architecture it is; the training pictures calibrate it.",
+        "says itself what architecture it is; the training images calibrate it.",
     )
 
 
@@ -79,20 +79,20 @@ def uses_pjrt(args: argparse.Namespace) -> bool:
 
 
 def pjrt_fit_options(args: argparse.Namespace) -> FitOptions:
-    """The settings among parsed flags; an export reads no pictures, and needs none.
+    """The settings among parsed flags; an export reads no images, and needs none.
 
     Raises:
       UserError: as of `FitOptions`, or a setting is none that this runtime has.
     """
     if args.labelled:
-        raise UserError("--labelled: --runtime pjrt reads picture files: name them with --train_glob")
+        raise UserError("--labelled: --runtime pjrt reads image files: name them with --train_glob")
     if args.export_only and not (args.train_glob or args.tfds):
         args = argparse.Namespace(**{**vars(args), "train_glob": "not read"})
     options = fit_options(args)
     if options.mixed_precision == "float16":
         raise UserError("--mixed_precision float16: not under --runtime pjrt, which has bfloat16")
     if options.tfds and not (args.export_only or args.import_state):
-        raise UserError("--tfds: --runtime pjrt reads picture files: name them with --train_glob")
+        raise UserError("--tfds: --runtime pjrt reads image files: name them with --train_glob")
     return options
 
 
@@ -103,7 +103,7 @@ def idle(options: FitOptions, args: argparse.Namespace) -> list[str]:
     if args.import_state:
         return [name for name in given if name not in IMPORT_OPTIONS]
     if args.export_only:
-        # It stands in for the pictures that are not read.
+        # It stands in for the images that are not read.
         return [name for name in given if name not in (*EXPORT_OPTIONS, "train_glob")]
     return [name for name in given if name in IGNORED_OPTIONS]
 

@@ -157,8 +157,8 @@ def expand(patterns: str) -> list[str]:
     return [path for path in paths if not os.path.isdir(path)]
 
 
-def load_pictures(paths: list[str], side: int, threads: int) -> list[np.ndarray]:
-    """All pictures as uint8 [H, W, 3]; those that are broken or smaller than `side` are skipped and counted.
+def load_images(paths: list[str], side: int, threads: int) -> list[np.ndarray]:
+    """All images as uint8 [H, W, 3]; those that are broken or smaller than `side` are skipped and counted.
 
     Raises:
       Failure: none is left.
@@ -182,27 +182,27 @@ def load_pictures(paths: list[str], side: int, threads: int) -> list[np.ndarray]
         try:
             loaded = list(pool.map(load, paths))
         except MemoryError as error:
-            raise Failure(f"{len(paths)} pictures do not fit into memory: name fewer") from error
-    pictures = [p for p in loaded if p is not None and min(p.shape[:2]) >= side]
+            raise Failure(f"{len(paths)} images do not fit into memory: name fewer") from error
+    images = [p for p in loaded if p is not None and min(p.shape[:2]) >= side]
     broken = sum(p is None for p in loaded)
-    small = len(loaded) - broken - len(pictures)
+    small = len(loaded) - broken - len(images)
     counts = f"{broken} broken files skipped, {small} smaller than {side}x{side}"
-    if not pictures:
-        raise Failure(f"--images: no picture to train on among {len(paths)} files: {counts}")
-    say(f"{len(pictures)} pictures, {sum(p.size for p in pictures) / 3e6:.1f} Mpx; {counts}")
-    return pictures
+    if not images:
+        raise Failure(f"--images: no image to train on among {len(paths)} files: {counts}")
+    say(f"{len(images)} images, {sum(p.size for p in images) / 3e6:.1f} Mpx; {counts}")
+    return images
 
 
-def random_batch(pictures: list[np.ndarray], shape: tuple[int, ...], seed: int, step: int) -> np.ndarray:
+def random_batch(images: list[np.ndarray], shape: tuple[int, ...], seed: int, step: int) -> np.ndarray:
     """Random crops, half of them flipped: uint8 [B, P, P, 3], a function of seed and step alone."""
     random = np.random.default_rng([seed, step])
     batch = np.empty(shape, np.uint8)
     height, width = shape[1:3]
     for row in batch:
-        picture = pictures[random.integers(len(pictures))]
-        top = random.integers(picture.shape[0] - height + 1)
-        left = random.integers(picture.shape[1] - width + 1)
-        row[:] = picture[top : top + height, left : left + width][:, :: -1 if random.integers(2) else 1]
+        image = images[random.integers(len(images))]
+        top = random.integers(image.shape[0] - height + 1)
+        left = random.integers(image.shape[1] - width + 1)
+        row[:] = image[top : top + height, left : left + width][:, :: -1 if random.integers(2) else 1]
     return batch
 
 
@@ -685,7 +685,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("directory", metavar="DIR", help="What `train --runtime pjrt --export_only DIR` wrote.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--images", help="Globs of the training pictures, separated by commas; @FILE for a list of paths."
+        "--images", help="Globs of the training images, separated by commas; @FILE for a list of paths."
     )
     source.add_argument(
         "--batches", metavar="FILE", help="Ready batches instead: uint8 [N, B, P, P, 3] in a .npy file."
@@ -773,8 +773,8 @@ def train(args: argparse.Namespace, begin: float) -> int:
         batches = stored_batches(args.batches, step.shape)
         make = lambda k: np.array(batches[k % len(batches)])  # noqa: E731
     else:
-        pictures = load_pictures(expand(args.images), max(step.shape[1:3]), threads)
-        make = lambda k: random_batch(pictures, step.shape, state["seed"], k)  # noqa: E731
+        images = load_images(expand(args.images), max(step.shape[1:3]), threads)
+        make = lambda k: random_batch(images, step.shape, state["seed"], k)  # noqa: E731
 
     device = Device()
     state["device"] = device.description

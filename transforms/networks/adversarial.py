@@ -61,14 +61,14 @@ def _cross_entropy(logits: tf.Tensor, real: bool) -> tf.Tensor:
 
 
 def generator_loss(judge, fakes: tf.Tensor) -> tf.Tensor:
-    """What it costs the generator that `judge` knows its pictures [B, H, W, 3] for fakes: nats a patch, a scalar."""
+    """What it costs the generator that `judge` knows its images [B, H, W, 3] for fakes: nats a patch, a scalar."""
     return _cross_entropy(judge(fakes), real=True)
 
 
 def discriminator_loss(judge, photographs: tf.Tensor, fakes: tf.Tensor, penalty: float = 1.0) -> tf.Tensor:
     """Cross-entropy of both kinds, nats a patch, and `penalty` · the gradient penalty: a scalar.
 
-    No gradient reaches what made the pictures. Each kind is judged by itself: the norm is each picture's own.
+    No gradient reaches what made the images. Each kind is judged by itself: the norm is each image's own.
     """
     fakes = tf.stop_gradient(fakes)
     loss = _cross_entropy(judge(photographs), real=True) + _cross_entropy(judge(fakes), real=False)
@@ -76,9 +76,9 @@ def discriminator_loss(judge, photographs: tf.Tensor, fakes: tf.Tensor, penalty:
 
 
 def gradient_penalty(judge, photographs: tf.Tensor, fakes: tf.Tensor) -> tf.Tensor:
-    """Mean of (|∂ judge(x) / ∂x| - 1)² at random points x between pairs of pictures [B, H, W, 3]: a scalar.
+    """Mean of (|∂ judge(x) / ∂x| - 1)² at random points x between pairs of images [B, H, W, 3]: a scalar.
 
-    judge(x) is the sum over the patches of a picture.
+    judge(x) is the sum over the patches of an image.
     """
     share = tf.random.uniform([tf.shape(photographs)[0], 1, 1, 1])
     between = tf.stop_gradient(photographs + share * (fakes - photographs))
@@ -86,6 +86,6 @@ def gradient_penalty(judge, photographs: tf.Tensor, fakes: tf.Tensor) -> tf.Tens
         tape.watch(between)
         verdict = tf.reduce_sum(judge(between))
     slope = tape.gradient(verdict, between)
-    # The root of zero has no slope: at the start some pictures may have none.
+    # The root of zero has no slope: at the start some images may have none.
     norm = tf.sqrt(tf.reduce_sum(tf.square(slope), [1, 2, 3]) + 1e-12)
     return tf.reduce_mean(tf.math.squared_difference(norm, 1.0))

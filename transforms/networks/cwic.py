@@ -102,7 +102,7 @@ def decoder(codes: int, widths: Sequence[int], hidden: int) -> Chain:
 
     widths: channels at 1/8, 1/4 and the full resolution; the first two divisible by 4 and 16.
 
-    It starts with pictures near grey, which are less wrong than random colours.
+    It starts with images near grey, which are less wrong than random colours.
     """
     n1, n2, n3 = widths
     quiet = tf.keras.initializers.VarianceScaling(0.01, "fan_avg")

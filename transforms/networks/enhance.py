@@ -162,7 +162,7 @@ class Enhancement(Layer):
             └────────────────────────────────────────────────┘
 
     The last sum is ours: its 1x1 convolution starts at zero and the sub-pixel convolution as the decoder's, so that
-    what is enhanced is the decoder's own picture from the first step on.
+    what is enhanced is the decoder's own image from the first step on.
 
     Args:
       width: channels of y1 ... y4.

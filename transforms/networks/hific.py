@@ -19,7 +19,7 @@ def _reflect(x: tf.Tensor) -> tf.Tensor:
 
 
 class ConditionalDiscriminator(Layer):
-    """How real each part of a picture is, given its latents: 0 (decoded) to 1 (a photograph).
+    """How real each part of an image is, given its latents: 0 (decoded) to 1 (a photograph).
 
     Images [B, H, W, 3] (about -1/2..1/2) and latents [B, H / 16, W / 16, C] -> float32 [B, H / 16, W / 16, 1]; both
     sides of the latents at least 2. float32 under any precision policy.
@@ -71,5 +71,5 @@ def lsgan_discriminator_loss(real: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
 
 
 def lsgan_generator_loss(decoded: tf.Tensor) -> tf.Tensor:
-    """0.5 (D(x_hat) - 1)², the mean of each picture's scores [B, H, W, 1]: [B]."""
+    """0.5 (D(x_hat) - 1)², the mean of each image's scores [B, H, W, 1]: [B]."""
     return 0.5 * tf.reduce_mean(tf.square(decoded - 1), [1, 2, 3])

@@ -44,10 +44,10 @@ class ICNR(tf.keras.initializers.Initializer):
 def make_norm(kind: str, name: str = "norm") -> Layer:
     """A layer that normalises maps [B, H, W, C].
 
-    "instance" has mean 0 and variance 1 for each channel of a picture (paper): a statistic of the whole picture, so
-    a crop of a picture has another one, and the mean brightness of a picture is lost. "channel" has them for
+    "instance" has mean 0 and variance 1 for each channel of an image (paper): a statistic of the whole image, so
+    a crop of an image has another one, and the mean brightness of an image is lost. "channel" has them for
     each position over its channels (Mentzer et al., HiFiC, NeurIPS 2020, who met the same): what a position becomes
-    does not depend on how large the picture is. "none" leaves them as they are: with few channels, what is left of a
+    does not depend on how large the image is. "none" leaves them as they are: with few channels, what is left of a
     position after either says little of how bright it is.
     """
     if kind == "none":

@@ -8,7 +8,7 @@ transform (its *guide*: the quality map, or what the decoder recovers of it) int
                     │                             │                │               │
         x ──────────┴─► conv, GDN ──────────────► SFT ─► conv, GDN ► SFT ─► conv ─► SFT ... ──►
 
-Convolutions pad with zeros where the paper reflects: a latent of a single row has nothing to reflect, and pictures may
+Convolutions pad with zeros where the paper reflects: a latent of a single row has nothing to reflect, and images may
 have any size.
 """
 

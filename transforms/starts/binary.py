@@ -19,12 +19,11 @@ import statistics
 import numpy as np
 import tensorflow as tf
 
-from models.io.errors import UserError
 from transforms.chain import Chain
 from transforms.starts.linear import covariance
 
 #: Of neighbouring pixels. Smaller than that of `linear_start`: what counts for bits is how large components get where
-#: pictures are busy. (Of 0.96 to 0.99 the one with the smallest error on photographs.)
+#: images are busy. (Of 0.96 to 0.99 the one with the smallest error on photographs.)
 PIXEL_CORRELATION = 0.97
 #: Standard deviation of the values of photographs in -1/2..1/2, roughly.
 DEVIATION = 0.25
@@ -54,7 +53,8 @@ class Bits:
 def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
     """Builds three chains of `transforms/networks/cwic.py` and initialises them as that transform.
 
-    UserError if they are too narrow for 8x8 blocks.
+    Raises:
+      ValueError: they are too narrow for 8x8 blocks.
     """
     for chain in (encoder, code_head, decoder):
         chain.build()
@@ -64,7 +64,7 @@ def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
     fine, coarse = min(48, first.filters // 2), min(192, second.filters // 2, of_codes.filters // 2)
     least = ((to_blocks, 192), (to_quarters, 48), (to_pixels, 3))
     if min(fine, coarse) < 3 or any(layer.filters < channels for layer, channels in least):
-        raise UserError("a linear start takes wider transforms: --start random")
+        raise ValueError("a linear start takes wider transforms: --start random")
     pairs = best_bits(head.filters // 2, coarse)
     quarters, blocks = principal_components(4)[0][:fine], principal_components(8)[0][:coarse]
 

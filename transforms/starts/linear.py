@@ -4,13 +4,13 @@ Where layers that halve or double the resolution are joined by others that can p
 residual blocks, a network can begin as any linear transform in stages of 2x2 blocks: the former hold it, the others do
 nothing at first, and what else the network can do it learns from there. Here each stage takes the principal components
 of four neighbours, which pack most of the energy into the fewest channels, and the synthesis begins as the inverse. No
-picture is needed for it: how much pixels resemble their neighbours differs little between photographs.
+image is needed for it: how much pixels resemble their neighbours differs little between photographs.
 
 Layers say themselves how they do it. One that changes the resolution has a method `init_linear(stage)`, and begins as a
 `Stage` or, in a synthesis, as its transpose; others have `init_identity()`, or are convolutions of stride 1 before the
 first stage or behind the last.
 
-A random start has to learn first that a picture can be taken apart and put together again, which takes thousands of
+A random start has to learn first that an image can be taken apart and put together again, which takes thousands of
 steps, and the more the higher the rate.
 """
 
@@ -136,7 +136,7 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
 
 
 def _pass_colours(kernel: tf.Variable) -> None:
-    """Lets a convolution to or from the picture's resolution take the colours to the first channels, or from them."""
+    """Lets a convolution to or from the image's resolution take the colours to the first channels, or from them."""
     value = kernel.numpy()
     value[..., :3] = 0
     value[kernel.shape[0] // 2, kernel.shape[1] // 2, :3, :3] = np.eye(3)

@@ -17,7 +17,7 @@ from models.entropy import rans
 from models.tools import restoration
 from train.optimizer import FusedAdam, make_optimizer
 
-# --- pictures there and back -------------------------------------------------------------------------------------
+# --- images there and back -------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -144,7 +144,7 @@ def test_the_program(monkeypatch, golden_weights, crop, tmp_path, capsys):
     Image.fromarray(crop(40, 50)).save(tmp_path / "picture.png")
     bench.main(
         ["--model", "cwic", "--weights", str(golden_weights("cwic")), "--rounds", "1"]
-        + ["--picture", str(tmp_path / "picture.png"), "--threads", "2"]
+        + ["--image", str(tmp_path / "picture.png"), "--threads", "2"]
     )
     out = capsys.readouterr().out
     assert out.startswith("cwic (weights cwic_tiny.safetensors), 50x40, 2 threads\n")

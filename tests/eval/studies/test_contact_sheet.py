@@ -1,4 +1,4 @@
-"""A contact sheet: every codec's picture, and figures of real files."""
+"""A contact sheet: every codec's image, and figures of real files."""
 
 import numpy as np
 import pytest

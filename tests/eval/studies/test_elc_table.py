@@ -21,14 +21,14 @@ def rows(tiny_elc, crop):
 
 def test_rows(rows, tiny_elc):
     pictures, figures = rows
-    names = ["latents", "decoder's picture", "enhanced picture", "jpeg", "webp", "avif", "uncompressed"]
+    names = ["latents", "decoder's image", "enhanced image", "jpeg", "webp", "avif", "uncompressed"]
     assert list(figures) == names
     sizes = [len(tiny_elc.compress(picture)) for picture in pictures]
     assert figures["latents"]["bpp"] == pytest.approx(8 * np.mean(sizes) / (48 * 64))
     assert figures["uncompressed"] == {"top1": 0.5, "top5": 1.0}
     error = np.mean([psnr(p, tiny_elc.decompress(tiny_elc.compress(p))) for p in pictures])
-    assert figures["enhanced picture"]["psnr"] == pytest.approx(error)
-    assert figures["enhanced picture"]["perceptual"] > 0 and "psnr" not in figures["latents"]
+    assert figures["enhanced image"]["psnr"] == pytest.approx(error)
+    assert figures["enhanced image"]["perceptual"] > 0 and "psnr" not in figures["latents"]
 
 
 def test_table(rows):

@@ -440,7 +440,7 @@ def test_evaluate_prints_a_table_and_writes_json(run, tiny, crop):
         "error: c.png: is not a picture, or of an unknown format"
     ]
     table = lines(run.out)
-    assert len(table) == 4 and table[0].split()[0] == "picture" and table[-1].startswith("mean of 2")
+    assert len(table) == 4 and table[0].split()[0] == "image" and table[-1].startswith("mean of 2")
     figures = json.loads(Path("figures.json").read_text())
     assert figures["model"] == "elic" and figures["weights_id"] == tiny.weights_id.hex()
     assert figures["lambda"] == tiny.settings()["lambda"]

@@ -117,7 +117,7 @@ def test_header(tiny, crop):
 
 
 def decoded_or_refused(codec, data, **controls):
-    """The picture, or None if the data are refused; any other exception is a failure."""
+    """The image, or None if the data are refused; any other exception is a failure."""
     try:
         return codec.decompress(data, **controls)
     except StreamError as error:

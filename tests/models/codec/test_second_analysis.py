@@ -1,4 +1,4 @@
-"""The second analysis of a picture, before its file is written."""
+"""The second analysis of an image, before its file is written."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_what_is_not_sent_stays_so(medium, crop):
 
 
 def test_nothing_is_lost_without_rounding(medium, crop):
-    """What it is for: the synthesis of latents that are not rounded comes closer to the picture."""
+    """What it is for: the synthesis of latents that are not rounded comes closer to the image."""
     images = tf.cast(crop(128, 160)[None], tf.float32)
     controls = {"quality": tf.constant([5 * STEPS])}
 

@@ -1,4 +1,4 @@
-"""Large pictures in tiles: how far the networks reach, and that files and pictures are those of the whole."""
+"""Large images in tiles: how far the networks reach, and that files and images are those of the whole."""
 
 import dataclasses
 
@@ -60,7 +60,7 @@ def analysis(codec):
 
 
 def decoded(codec, rows: int) -> list[tf.Tensor]:
-    """Latents of zeros for pictures of so many rows, as `reconstruct` takes them."""
+    """Latents of zeros for images of so many rows, as `reconstruct` takes them."""
     depths = {sft.SFT: lambda c: (c.latents, codec.prior_channels()), cwic.CWIC: lambda c: (c.codes,)}
     depths |= {sae_spn.SAESPN: lambda c: (c.latents,), elc.ELC: lambda c: (c.width,), elic.ELIC: lambda c: (c.latents,)}
     channels = depths[type(codec)](codec.config)

@@ -98,7 +98,7 @@ def test_levels_of_training_are_equally_likely_and_spread_over_a_batch(batch):
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_a_held_out_picture_is_validated_at_one_level_in_any_batch(monkeypatch, batch):
-    """And all levels are: with two pictures a batch, the first and the last level would be most of a loss."""
+    """And all levels are: with two images a batch, the first and the last level would be most of a loss."""
     pictures = np.random.default_rng(0).integers(0, 256, [60, 16, 16, 3], np.uint8)
     seen = []
 

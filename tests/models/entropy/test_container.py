@@ -61,7 +61,7 @@ def test_at_most_20_bytes_besides_the_payload():
         (DATA[:8] + b"\1\0" + DATA[10:], "1x0 pixels"),
         (
             DATA[:8] + b"\x81\x80\x80\x40\x03" + DATA[12:],
-            "damaged stream: it claims a picture of 134217729x3 pixels",
+            "damaged stream: it claims an image of 134217729x3 pixels",
         ),
         (DATA[:8] + b"\x80\x80\x80\x80\x80\x01" + DATA[12:], "malformed"),
         (DATA[:8] + b"\x80\x00" + DATA[10:], "malformed"),

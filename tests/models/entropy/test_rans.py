@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from models.entropy import rans
 from models.entropy.container import Header, header_bytes, pack
-from models.entropy.rans import RansCoder, RansDecoder, RansEncoder
+from models.entropy.rans import RansCoder, RansDecoder, RansEncoder, lanes
 from models.entropy.tables import CdfBank, Row, factorized_rows, gaussian_rows
 
 DOCUMENT = Path(__file__).parents[3] / "res/doc/bitstream.md"
@@ -243,8 +243,8 @@ def test_pictures_of_a_batch_choose_lanes_for_themselves():
 
 
 def test_a_batch_that_would_be_decoded_in_an_empty_grid_is_refused(monkeypatch):
-    """One picture of many lanes and nine of one long lane; alone each of them is decoded."""
-    monkeypatch.setattr(rans, "SPARSE_CELLS", 1 << 20)
+    """One image of many lanes and nine of one long lane; alone each of them is decoded."""
+    monkeypatch.setattr("models.entropy.rans.decoder.SPARSE_CELLS", 1 << 20)
     rng = np.random.default_rng(0)
     rows = np.full([10, 100_000], 3, np.int32)
     rows[1:] = 1
@@ -268,7 +268,7 @@ def test_a_huge_and_nearly_empty_picture_gets_lanes_all_the_same():
 @pytest.mark.parametrize("log2_lanes", [None, 0])
 def test_what_the_encoder_writes_has_lanes_enough_for_the_decoder(log2_lanes, monkeypatch):
     """On both sides of each step, and beyond the last, where there are no more lanes; the symbols are in two passes."""
-    monkeypatch.setattr(rans, "MAX_ROWS", 4)
+    monkeypatch.setattr(lanes, "MAX_ROWS", 4)
     for count in [5, 9] + [4 * 2**n + more for n in range(10) for more in (0, 1)]:
         rows = np.full([2, count], 1, np.int32)
         rows[1, ::2] = 0  # not coded, but some are exceptions
@@ -365,12 +365,12 @@ def test_a_graph_rejects_damage_with_the_coders_message(traced):
 
 
 def test_the_loops_are_traced_once_whatever_is_coded():
-    before = [f.experimental_get_tracing_count() for f in (rans._encode_rows, rans._decode_rows)]
+    before = [f.experimental_get_tracing_count() for f in (lanes.encode_rows, lanes.decode_rows)]
     rng = np.random.default_rng(5)
     for batch, count in ((1, 30), (2, 500), (1, 2000)):
         passes = [draw(rng, batch, count, True), draw(rng, batch, 7, False)]
         decode(encode(passes), passes)
-    after = [f.experimental_get_tracing_count() for f in (rans._encode_rows, rans._decode_rows)]
+    after = [f.experimental_get_tracing_count() for f in (lanes.encode_rows, lanes.decode_rows)]
     assert max(after) == 1 and np.all(np.subtract(after, before) <= 1)
 
 
@@ -493,7 +493,7 @@ def test_few_lanes_for_many_symbols_are_rejected_before_they_are_decoded(partial
         RansDecoder(CODER, tf.constant([claim]), partial).code(np.full([1, 20_000_000], 1, np.int32))
     assert time.perf_counter() - begin < SOON
 
-    rows = np.full([1, rans.MAX_ROWS], 1, np.int32)
+    rows = np.full([1, lanes.MAX_ROWS], 1, np.int32)
     data = encode([(rows, 0 * rows, True)], log2_lanes=0).numpy()
     assert data[0][0] & 15 == 0
     decoder = RansDecoder(CODER, tf.constant(data), partial)

@@ -24,7 +24,7 @@ def medium():
 
 
 def prepared(codec, crop, quality, height=128, width=160):
-    """A batch of one picture, controls, and latents as two analyses give them."""
+    """A batch of one image, controls, and latents as two analyses give them."""
     images = tf.cast(crop(height, width)[None], tf.float32)
     _, controls = codec.rate_control.from_args([1, height, width], quality=quality)
     controls = codec.pad_controls(controls)
@@ -178,7 +178,7 @@ def test_what_does_not_pay_at_all_stays(medium, crop):
 
 
 def test_the_gradient_is_that_of_the_error(medium, crop):
-    """By finite differences, of the latents in which the picture is decoded. It is the error behind the filter."""
+    """By finite differences, of the latents in which the image is decoded. It is the error behind the filter."""
     images, controls, analysed = prepared(medium, crop, 3, 64, 64)
     decoded = medium.code(TableRate(medium.bank), analysed, tf.shape(images)[:3], **controls)
     weights_ = medium.error_weights(tf.shape(images), **controls)
@@ -197,7 +197,7 @@ def test_the_gradient_is_that_of_the_error(medium, crop):
 
 
 def test_tiles_give_nearly_the_same(medium, crop, monkeypatch, tmp_path):
-    """Gradients near the seams see less than all of the picture that a latent shows in, and filters are of a tile."""
+    """Gradients near the seams see less than all of the image that a latent shows in, and filters are of a tile."""
     images, controls, analysed = prepared(medium, crop, 3, 256, 320)
     unfiltered = with_config(MEDIUM, tmp_path, restoration=False)
     whole = after_iteration(unfiltered, images, analysed, controls)
@@ -245,7 +245,7 @@ def test_rounds_remember_the_slopes_of_those_before(medium, crop):
 
 
 def test_memory_and_eagerness_pay(medium, crop, monkeypatch):
-    """...in the mean of the qualities: on one picture at one of them chance can be larger than what they bring."""
+    """...in the mean of the qualities: on one image at one of them chance can be larger than what they bring."""
     cases = [prepared(medium, crop, quality, 192, 256) for quality in range(1, 7)]
 
     def log_loss():

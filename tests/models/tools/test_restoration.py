@@ -1,4 +1,4 @@
-"""The filter that a file holds for its picture."""
+"""The filter that a file holds for its image."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_zeros_change_nothing(crop):
 
 
 def test_the_filter_of_a_filtered_picture_is_found(crop):
-    """All coefficients are told apart, in strips as in one, and each picture has its own."""
+    """All coefficients are told apart, in strips as in one, and each image has its own."""
     pictures = tf.cast(np.stack([crop(150, 90), crop(150, 90, 200)]), tf.float32)
     random = np.random.default_rng(1)
     wanted = tf.constant(random.integers(-20, 20, [2, restoration.COEFFICIENTS]), tf.int32)
@@ -188,7 +188,7 @@ def test_bits_of_a_filter(restoring):
     assert none < 8 and 200 < some < 480
 
 
-# --- of SFT, where the pixels of a picture have their own λ ---------------------------------------------------------
+# --- of SFT, where the pixels of an image have their own λ ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def compiled(codec, rate=1e-3, ema=0.9):
 
 
 def make_batches(shape, count=STEPS):
-    """Coarse random pictures: uint8 [count, *shape]."""
+    """Coarse random images: uint8 [count, *shape]."""
     random = np.random.default_rng(3)
     coarse = random.integers(0, 256, (count, shape[0], shape[1] // 8, shape[2] // 8, 3), np.uint8)
     return coarse.repeat(8, 2).repeat(8, 3)
@@ -329,11 +329,11 @@ def test_broken_pictures_are_skipped_and_counted(toy, tmp_path, run):
     (tmp_path / "text.jpg").write_text("not a picture")
     globs = f"{tmp_path}/*.png,{tmp_path}/*.jpg"
     done = run(toy[0], "--images", globs, "--steps", 3, "--out", tmp_path / "out", "--seed", 1)
-    assert "2 pictures" in done.stdout and "2 broken files skipped, 1 smaller" in done.stdout
+    assert "2 images" in done.stdout and "2 broken files skipped, 1 smaller" in done.stdout
     assert "step 3" in done.stdout
     (tmp_path / "list.txt").write_text(f"{tmp_path}/text.jpg\n{tmp_path}/small.png\n")
     failed = run(toy[0], "--images", f"@{tmp_path}/list.txt", "--steps", 3, "--out", tmp_path / "none", code=1)
-    one_line(failed, "no picture to train on", "1 broken", "1 smaller")
+    one_line(failed, "no image to train on", "1 broken", "1 smaller")
 
 
 # --- stopping and going on -------------------------------------------------------------------------------
@@ -537,8 +537,8 @@ def test_train_exports_runs_imports_and_saves(pictures, jax_python, tmp_path, ca
     path = pjrt.train(Toy.entry, Toy, options, args)
 
     output = capfd.readouterr().out
-    assert "11 pictures" in output and "done at step 4" in output  # one of the twelve is held out
-    assert "held-out pictures: loss" in output
+    assert "11 images" in output and "done at step 4" in output  # one of the twelve is held out
+    assert "held-out images: loss" in output
     metadata = weights.read_metadata(path)
     assert metadata["model"] == "toy" and metadata["steps"] == "4" and metadata["ema"] == "0.9"
     assert float(metadata["validation_loss"]) > 0
@@ -558,7 +558,7 @@ def test_train_exports_runs_imports_and_saves(pictures, jax_python, tmp_path, ca
 
 
 def test_pictures_are_held_out_only_where_they_were(pictures, toy_trained, tmp_path, capsys):
-    """The run on the other machine took what pictures it was given."""
+    """The run on the other machine took what images it was given."""
     options = FitOptions(str(tmp_path), pictures, batchsize=2, patchsize=16, calibration=4, validation_steps=1)
     args = flags_of("--import_state", str(toy_trained))
 
@@ -566,10 +566,10 @@ def test_pictures_are_held_out_only_where_they_were(pictures, toy_trained, tmp_p
         return [name for name in weights.read_metadata(pjrt.train(Toy.entry, Toy, options, args)) if "valid" in name]
 
     assert facts(options) == []
-    assert capsys.readouterr().out.startswith("training pictures: loss ")
+    assert capsys.readouterr().out.startswith("training images: loss ")
     others = dataclasses.replace(options, validation_glob=pictures.replace("*", "0*"))
     assert set(facts(others)) == {f"validation_{name}" for name in ("loss", "bpp", "mse", "psnr")}
-    assert capsys.readouterr().out.startswith("validation pictures: loss ")
+    assert capsys.readouterr().out.startswith("validation images: loss ")
 
 
 def test_what_is_exported_needs_no_checkout(tmp_path, capsys):
@@ -579,7 +579,7 @@ def test_what_is_exported_needs_no_checkout(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "step").iterdir()} == {"step.hlo", "step.json", "start", "pjrt_run.py"}
     command = [sys.executable, "-I", "pjrt_run.py", ".", "--images", "none.png", "--steps", "1"]
     done = subprocess.run(command, cwd=tmp_path / "step", capture_output=True, text=True)
-    one_line(done, "no picture to train on")
+    one_line(done, "no image to train on")
 
 
 @pytest.mark.parametrize(

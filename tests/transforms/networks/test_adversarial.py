@@ -24,7 +24,7 @@ def test_discriminator_judges_patches(judge):
 
 
 def test_cross_entropy_of_a_verdict():
-    """A judge whose logit is the mean of a picture."""
+    """A judge whose logit is the mean of an image."""
 
     def judge(x):
         return tf.reduce_mean(x, [1, 2, 3])

@@ -39,7 +39,7 @@ def test_sub_pixel_is_a_convolution_and_a_shuffle():
 
 
 def test_stages_are_those_of_the_synthesis():
-    """With its weights, and its last layer behind them, they give its picture."""
+    """With its weights, and its last layer behind them, they give its image."""
     synthesis, stages = cheng.synthesis(8), cheng.SynthesisStages(8)
     x = tf.random.stateless_normal([1, 2, 3, 8], [5, 6])
     picture, _ = synthesis(x), stages(x)

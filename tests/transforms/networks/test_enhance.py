@@ -45,7 +45,7 @@ def test_a_dense_block_scales_what_it_adds():
 
 
 def test_enhancement_uses_y2_y3_and_y4():
-    """At the start y4 alone makes the picture; once the fusion speaks, all three do, and y1 never."""
+    """At the start y4 alone makes the image; once the fusion speaks, all three do, and y1 never."""
     layer = enhance.Enhancement(6, 8, 4, 1)
     features = [noise(1, 2 * 2**k, 4 * 2**k, 6, seed=k) for k in range(4)]
     picture = layer(features).numpy()

@@ -1,4 +1,4 @@
-"""CompressNet's transforms: shapes, widths, sharing, how they begin, what depends on the whole picture."""
+"""CompressNet's transforms: shapes, widths, sharing, how they begin, what depends on the whole image."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_widths_of_the_paper():
 
 
 def test_only_channel_normalisation_knows_no_size():
-    """The latents of a corner, given the whole picture and given a crop that holds all they see."""
+    """The latents of a corner, given the whole image and given a crop that holds all they see."""
     picture = np.random.default_rng(5).uniform(-1, 1, [1, 128, 128, 3]).astype(np.float32)
     picture[:, 64:] *= 0.2
     differences = {}

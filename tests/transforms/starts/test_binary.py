@@ -25,7 +25,7 @@ def started():
 
 
 def components(pictures) -> np.ndarray:
-    """Of the 8x8 blocks of pictures, by their definition: [B, H / 8, W / 8, 192]."""
+    """Of the 8x8 blocks of images, by their definition: [B, H / 8, W / 8, 192]."""
     batch, height, width, _ = pictures.shape
     blocks = (pictures / 255 - 0.5).reshape(batch, height // 8, 8, width // 8, 8, 3)
     return np.einsum("kyxc,bhywxc->bhwk", binary_start.principal_components(8)[0].reshape(192, 8, 8, 3), blocks)
@@ -91,7 +91,7 @@ def test_an_untrained_codec_shows_the_picture(started, pictures):
 
 
 def test_bits_that_are_trimmed_mean_small(started, pictures):
-    """Without any a picture is grey, and each step of the mask shows more of it."""
+    """Without any an image is grey, and each step of the mask shows more of it."""
     codes, _ = started.analyse(tf.constant(pictures))
     np.testing.assert_allclose(started.reconstruct(tf.zeros_like(codes)), 127.5, atol=0.01)
     errors = [np.mean((started.reconstruct(codes * (np.arange(64) < n)) - pictures) ** 2) for n in (0, 8, 24, 64)]

@@ -136,7 +136,7 @@ def test_command_line_flag():
 
 
 def sft_shown(codec, pictures, quality: float, rounded: bool = False):
-    """Pictures from latents that are not coded; the hyper-latent says nothing but the quality."""
+    """Images from latents that are not coded; the hyper-latent says nothing but the quality."""
     batch, height, width, _ = pictures.shape
     y = codec.analyse(tf.constant(pictures), tf.fill([batch, height, width, 1], quality))
     z = np.zeros([batch, height // 64, width // 64, codec.prior_channels()], np.float32)
