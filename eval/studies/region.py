@@ -76,12 +76,8 @@ def _run(args) -> int:
     from models.codec import load, weights
 
     path = args.weights or weights.default("sft")
-<<<<<<< HEAD
-    image = read_image(args.picture)
-    place = Region(*args.roi)
-=======
     image = read_image(args.image)
->>>>>>> house
+    place = Region(*args.roi)
     panels = {"original": image}
     print("map            bytes  PSNR inside  outside, dB")
     for kind, (data, decoded) in compare(load(path), image, place).items():

@@ -178,17 +178,10 @@ def test_later_regions_win():
     assert (map_[:, :5] == 1).all() and (map_[2:, 5:] == 0.5).all() and (map_[:2, 10:] == np.float32(0.2)).all()
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("place", ["-1,0,5,5", "0,-1,5,5", "16,0,5,5", "0,6,5,5"])
 def test_regions_outside_of_the_picture(place):
-    with pytest.raises(UserError, match="not inside the picture, which is 20x10"):
-        paint((10, 20), 0, [Region(*region(place))])
-=======
-@pytest.mark.parametrize("region", ["-1,0,5,5", "0,-1,5,5", "16,0,5,5", "0,6,5,5"])
-def test_regions_outside_of_the_picture(region):
     with pytest.raises(UserError, match="not inside the image, which is 20x10"):
-        paint((10, 20), 0, [Region.parse(region)])
->>>>>>> house
+        paint((10, 20), 0, [Region(*region(place))])
 
 
 @pytest.mark.parametrize(
