@@ -24,6 +24,9 @@ from models.io import files, images
 from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
+#: Before TensorFlow is imported: the chatter of its libraries when they start.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
     """Runs the command line of `model` and exits.
@@ -31,7 +34,6 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     argv: the arguments without the program's name; those of the process by default.
     """
     warnings.showwarning = _show_warning
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the chatter of TensorFlow's libraries when they start
     files.print_any_name()
     args = _parser(model).parse_args(sys.argv[1:] if argv is None else argv)
     try:

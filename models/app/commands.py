@@ -316,5 +316,6 @@ def train(model: str, args: argparse.Namespace) -> int:
         best = trained.best
         print(f"trained weights: {best} (lowest validation loss), {trained.final} (last step)")
     if best:
-        print(f"to use them: python models/{model}.py compress IMAGE --weights {best}")
+        program = f"models/{model}.py" if model in registry.MODEL_IDS.values() else f"{model}.py"
+        print(f"to use them: python {program} compress IMAGE --weights {best}")
     return 0
