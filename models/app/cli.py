@@ -20,7 +20,7 @@ from absl.flags import argparse_flags
 from models.app import commands, flags
 from models.codec import registry, weights
 from models.entropy import container
-from models.io import files, images
+from models.io import files, images, terminal
 from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
@@ -32,7 +32,6 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     """
     warnings.showwarning = _show_warning
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the chatter of TensorFlow's libraries when they start
-    files.print_any_name()
     args = _parser(model).parse_args(sys.argv[1:] if argv is None else argv)
     try:
         code = args.command(model, args)
@@ -40,7 +39,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
         code = commands.report_error(str(error))
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    sys.exit(terminal.finish(code))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -267,7 +266,7 @@ def _add_stream_command(subcommands, name: str, command) -> None:
         codec_for = commands.codec_finder(model, args)
 
         def work(source: Path) -> str:
-            data = commands.read_bytes(source)
+            data = files.read_bytes(source)
             codec = codec_for(container.unpack(data)[0])
             text = commands.guarded(command.run, codec, args, data)
             return f"{source}:\n{text}" if "\n" in text else f"{source}: {text}"

@@ -16,7 +16,7 @@ from models.app import flags
 from models.codec import registry, weights
 from models.entropy import container
 from models.io import files, images
-from models.io.errors import UserError, reason
+from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
 #: From so many files on `evaluate` works with graphs: making them takes longer than some of the work without.
@@ -160,7 +160,7 @@ def decompress(model: str, args: argparse.Namespace) -> int:
     def work(source: Path) -> str:
         target = targets[source]
         files.check_target(target, args.force)
-        data = read_bytes(source)
+        data = files.read_bytes(source)
         header, _, _ = container.unpack(data, partial=args.partial)
         images.check_writable(target, header.height, header.width)
         codec = codec_for(header)
@@ -182,13 +182,6 @@ def guarded(function, *args, **kwargs):
         raise MemoryError from error
 
 
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
-
-
 def evaluate(model: str, args: argparse.Namespace) -> int:
     from eval import report, sweep
     from models.codec.distortion import MSE
@@ -196,6 +189,8 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     inputs = files.expand_inputs(args.inputs)
     for target in filter(None, (args.json, args.plot)):
         files.check_target(target, args.force)
+    if args.plot:
+        report.check_plot(args.plot)
     path = _weights_path(model, args)
     codec = _load(model, path, args)
     metric = "psnr" if codec.distortion == MSE else "ms_ssim"
@@ -216,6 +211,8 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
     if getattr(args, "effort", None) is not None:
         facts["effort"] = options.effort
+    to_device = bool(args.json) and files.is_device(args.json)
+    lines = sys.stderr if to_device else sys.stdout
     code, curve = 0, []
     for quality in args.quality:
         measurements = []
@@ -228,18 +225,20 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
         code = each(inputs, work) or code
         if not measurements:
             return code
-        print(report.table(measurements) if quality is None else f"quality {quality:g}\n{report.table(measurements)}")
+        table = report.table(measurements)
+        print(table if quality is None else f"quality {quality:g}\n{table}", file=lines)
         if args.anchors is not None:
-            print(report.standing(report.mean(measurements), anchors, metric))
-        sys.stdout.flush()  # a quality can take minutes, and this can be a file
+            print(report.standing(report.mean(measurements), anchors, metric), file=lines)
+        lines.flush()  # a quality can take minutes, and this can be a file
         curve.append(measurements)
-        if args.json:  # after each quality: who stops before the last one keeps the others
+        # After each quality, so that who stops before the last one keeps the others; what is written to a device stays.
+        if args.json and (not to_device or len(curve) == len(args.quality)):
             if len(args.quality) > 1:
                 facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
             report.write_json(args.json, measurements, force=args.force or len(curve) > 1, **facts)
     test = report.curve_of(f"{model} {path.stem}", curve)
     if len(curve) > 1 and anchors:
-        print(report.bd_rates(test, anchors, metric))
+        print(report.bd_rates(test, anchors, metric), file=lines)
     if args.plot:
         report.plot(args.plot, [test], anchors, metric, force=args.force)
     if args.record and not code:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import os
 import secrets
 import stat
-import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Union
+from typing import BinaryIO, Union
 
+from models.io import descriptors, terminal
 from models.io.errors import UserError, reason
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -104,10 +106,28 @@ def _refuse_clashes(paths: Sequence[Path], targets: Sequence[Path]) -> None:
         taken[real] = path
 
 
-def print_any_name() -> None:
-    """Lets this process print names that are no text, as names of files may be, with escapes."""
-    if hasattr(sys.stdout, "reconfigure"):  # not what a test has put in its place
-        sys.stdout.reconfigure(errors="backslashreplace")
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def open_input(path: PathLike) -> BinaryIO:
+    """Opens a file for reading from wherever one likes; pipes and open descriptors are read into memory. OSError."""
+    number = descriptors.descriptor_of(path)
+    if number is not None:
+        return io.BytesIO(descriptors.read(number))
+    file = open(path, "rb")  # noqa: SIM115
+    if not stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+        return file
+    with file:
+        return io.BytesIO(file.read())
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """Reads a whole file. UserError if that fails."""
+    try:
+        with open_input(path) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -117,27 +137,39 @@ def check_target(path: PathLike, force: bool = False) -> None:
     """Says early, before any work is done, what `atomic_write` would refuse.
 
     Raises:
-      UserError: the path is a directory, lies in a folder that does not exist or cannot be written to, or
-        exists and `force` is not given.
+      UserError: the path is a directory, has a name that cannot be, lies in a folder that does not exist or cannot be
+        written to, exists and `force` is not given, or is a descriptor that is not open for writing.
     """
+    number = descriptors.descriptor_of(path)
+    if number is not None:
+        descriptors.check_writable(number, path)
+        return
     if is_device(path):
         return
     target = os.path.realpath(path)
     if os.path.isdir(target):
         raise UserError(f"{path}: is a directory")
-    if os.path.exists(target) and not force:
+    try:
+        exists = bool(os.lstat(target))
+    except (FileNotFoundError, NotADirectoryError):
+        exists = False
+    except OSError as error:  # such as a name that is too long for the file system
+        raise UserError(f"{path}: cannot be written: {reason(error)}") from error
+    if exists and not force:
         raise UserError(f"{path}: exists already (--force replaces it)")
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
         raise UserError(f"{path}: its folder does not exist")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: its folder cannot be written to")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # permissions do not tell of all that cannot be written to
+    except OSError as error:
+        raise UserError(f"{path}: its folder cannot be written to: {reason(error)}") from error
 
 
 def atomic_write(path: PathLike, data: bytes, force: bool = False) -> None:
     """Writes a file that appears complete or not at all: it is written beside itself, then renamed.
 
-    A link is followed, and a device or pipe (`/dev/stdout`) is written to as it is.
+    A link is followed, a device or pipe is written to as it is, and so is what this process has open already.
 
     Args:
       path: where to.
@@ -148,8 +180,11 @@ def atomic_write(path: PathLike, data: bytes, force: bool = False) -> None:
       UserError: as of `check_target`, or the disk is full, or the like. Nothing is left behind.
     """
     check_target(path, force)
+    number = descriptors.descriptor_of(path)
     try:
-        if is_device(path):
+        if number is not None:
+            descriptors.write(number, data)
+        elif is_device(path):
             Path(path).write_bytes(data)
         else:
             _write_and_rename(os.path.realpath(path), data)
@@ -174,6 +209,7 @@ def _write_and_rename(target: str, data: bytes) -> None:
     # A short name of our own: appending to the target's could exceed what file systems allow, and tempfile's
     # files are private to the user, which the result should not be.
     temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
+    terminal.unfinished.add(temporary)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -184,14 +220,16 @@ def _write_and_rename(target: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    finally:
+        terminal.unfinished.discard(temporary)
 
 
 def is_device(path: PathLike) -> bool:
-    """Whether something is there that is neither file nor directory: renaming onto it would destroy it.
+    """Returns whether something is there that is neither file nor directory: renaming onto it would destroy it.
 
-    Also a name for what this process has open already, whatever that is: the shell made it.
+    Also for a name of what this process has open already, whatever that is: the shell made it.
     """
-    if os.fspath(path) == "/dev/stdout" or os.fspath(path).startswith("/dev/fd/"):
+    if descriptors.descriptor_of(path) is not None:
         return True
     try:
         mode = os.stat(path).st_mode  # of what a link leads to: that of a pipe in /proc is no path

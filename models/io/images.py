@@ -10,12 +10,13 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from models.io.errors import UserError, one_line, reason
-from models.io.files import PathLike, atomic_write
+from models.io.files import PathLike, atomic_write, open_input
 
 # What a picture can be saved as: everything here keeps the pixels, but for JPEG, which the user then asked
 # for by name and gets nearly without loss.
@@ -60,7 +61,7 @@ def read_image(path: PathLike) -> np.ndarray:
         far too large (a decompression bomb), or of a pixel type (32-bit integer or float) that no viewer has
         one way to show.
     """
-    with _opened(path) as image:
+    with _opened(path) as file, _identified(file, path) as image:
         _note_frames(image, path)
         try:
             image.load()
@@ -77,12 +78,19 @@ def read_image(path: PathLike) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _opened(path: PathLike) -> Image.Image:
-    """Opens the file and reads its header, with every failure as a `UserError`."""
+def _opened(path: PathLike) -> BinaryIO:
     try:
-        return Image.open(path)
+        return open_input(path)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UserError(f"{path}: {reason(error)}") from error
+
+
+def _identified(file: BinaryIO, path: PathLike) -> Image.Image:
+    """Reads the header, with every failure as a `UserError`."""
+    try:
+        return Image.open(file)
     except UnidentifiedImageError as error:
-        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        empty = file.seek(0, os.SEEK_END) == 0
         what = "is empty" if empty else "is not a picture, or of an unknown format"
         raise UserError(f"{path}: {what}") from error
     except Image.DecompressionBombError as error:
