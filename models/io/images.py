@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from models.io import colour
 from models.io.errors import UserError, one_line, reason
 from models.io.files import PathLike, atomic_write, open_input
 
@@ -46,9 +47,9 @@ class ImageWarning(UserWarning):
 def read_image(path: PathLike) -> np.ndarray:
     """Reads a picture as a viewer would show it.
 
-    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, palettes, grey, 16-bit
-    and CMYK become 8-bit RGB. Of an animation the first frame is taken. Transparency is dropped: the colours
-    stored under it show. The last two raise an `ImageWarning`.
+    The EXIF orientation is applied, an embedded colour profile (or PNG's gAMA and cHRM) is converted to sRGB, palettes,
+    grey, 16-bit and CMYK become 8-bit RGB. Of an animation the first frame is taken. Transparency is dropped: the
+    colours stored under it show. The last two raise an `ImageWarning`.
 
     Args:
       path: a file of any format that Pillow reads.
@@ -126,11 +127,7 @@ def _upright(image: Image.Image, path: PathLike) -> Image.Image:
 
 def _as_srgb(image: Image.Image, path: PathLike) -> Image.Image:
     """Any mode of Pillow's to 8-bit RGB in sRGB."""
-    profile = image.info.get("icc_profile")
-    image = _drop_alpha(_to_8_bit(image, path), path)
-    if profile:
-        image = _convert_profile(image, profile)
-    return image.convert("RGB")
+    return colour.to_srgb(_drop_alpha(_to_8_bit(image, path), path), image.info)
 
 
 def _to_8_bit(image: Image.Image, path: PathLike) -> Image.Image:
@@ -155,37 +152,17 @@ def _fits_16_bits(image: Image.Image) -> bool:
 
 
 def _drop_alpha(image: Image.Image, path: PathLike) -> Image.Image:
-    """Removes transparency (a channel, palette entry or key colour); warns if anything was transparent."""
+    """Removes transparency (a channel, palette entry or key colour); warns if anything was transparent.
+
+    Grey stays grey: its colour profile is one of grey.
+    """
     if not image.has_transparency_data and image.mode not in ("RGBa", "La"):
-        return image.convert("RGB") if image.mode in ("P", "1") else image
-    with_alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        return image.convert("RGB") if image.mode == "P" else image
+    grey = image.mode in ("1", "L", "LA", "La")
+    with_alpha = image.convert("LA" if grey else "RGBA")
     if with_alpha.getchannel("A").getextrema()[0] < 255:
         warnings.warn(f"{path}: transparency is dropped", ImageWarning, stacklevel=4)
-    return with_alpha.convert("RGB")
-
-
-def _convert_profile(image: Image.Image, profile_bytes: bytes) -> Image.Image:
-    """Converts from an embedded ICC profile to sRGB.
-
-    One that is broken, or is not for this kind of pixels, is ignored, as viewers do; one that is sRGB by
-    another name, or with other roundings, leaves every pixel as it is.
-    """
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, "RGB")
-        if image.mode == "RGB" and _is_identity(transform):
-            return image
-        return ImageCms.applyTransform(image, transform)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image
-
-
-def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform moves no colour of a 16x16x16 grid by more than rounding does (one level)."""
-    level = np.arange(0, 256, 17, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(level, level, level), axis=-1).reshape(64, 64, 3)
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), transform))
-    return int(np.abs(moved.astype(int) - grid).max()) <= 1
+    return with_alpha.convert("L" if grey else "RGB")
 
 
 # --- writing ---------------------------------------------------------------------------------------------

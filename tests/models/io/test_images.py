@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from models.io import images
 from models.io.errors import UserError
@@ -268,7 +268,7 @@ def test_a_profile_for_other_pixels_is_ignored(tmp_path, mode):
     np.testing.assert_array_equal(images.read_image(path), np.asarray(image.convert("RGB")))
 
 
-def test_a_grey_profile_is_converted(tmp_path):
+def grey_profile():
     # A grey profile with gamma 1.0: light is stored in proportion, so a middle grey is shown brighter.
     chunks = {
         b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">iii", 63190, 65536, 54061),
@@ -281,9 +281,104 @@ def test_a_grey_profile_is_converted(tmp_path):
     rest = struct.pack(">I", len(chunks)) + table + body
     header = struct.pack(">I4sI4s4s4s", 128 + len(rest), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ")
     header += b"\0" * 12 + b"acsp" + b"\0" * 28 + struct.pack(">iii", 63190, 65536, 54061)
-    profile = header.ljust(128, b"\0") + rest
-    path = saved(tmp_path / "g.png", Image.new("L", (8, 8), 128), icc_profile=profile)
-    np.testing.assert_allclose(images.read_image(path).astype(int), 188, atol=1)
+    return header.ljust(128, b"\0") + rest
+
+
+@pytest.mark.parametrize("kind", ["L", "LA", "L with a key", "16 bits", "one bit"])
+def test_a_grey_profile_is_converted_whatever_happens_to_alpha(tmp_path, kind):
+    level, shown = (255, 255) if kind == "one bit" else (128, 188)
+    image = Image.new("L", (8, 8), level)
+    options = {"icc_profile": grey_profile()}
+    if kind == "LA":
+        image = Image.merge("LA", [image, Image.new("L", (8, 8), 77)])
+    elif kind == "L with a key":
+        options["transparency"] = 128
+    elif kind == "16 bits":
+        image = Image.fromarray(np.full((8, 8), 128 * 257, np.uint16))
+    elif kind == "one bit":
+        image = image.convert("1")
+    path = saved(tmp_path / "g.png", image, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", images.ImageWarning)
+        np.testing.assert_allclose(images.read_image(path).astype(int), shown, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "RGB with a key", "palette", "palette with alpha"])
+def test_a_colour_profile_is_converted_whatever_happens_to_alpha(tmp_path, kind):
+    options, image = {"icc_profile": matrix_profile(swap=True)}, Image.fromarray(RAMP)
+    if kind == "RGBA":
+        image.putalpha(77)
+    elif kind == "RGB with a key":
+        options["transparency"] = tuple(int(v) for v in RAMP[3, 5])
+    else:
+        image = image.quantize(64)
+        if kind == "palette with alpha":
+            options["transparency"] = bytes(range(64))
+    path = saved(tmp_path / "x.png", image, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", images.ImageWarning)
+        result = images.read_image(path).astype(int)
+    np.testing.assert_allclose(result, np.asarray(image.convert("RGB"))[..., ::-1], atol=2)
+
+
+# --- gAMA and cHRM -----------------------------------------------------------------------------------------
+
+SRGB_XY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+ADOBE_XY = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+
+
+def png_with(path, pixels, gamma=None, xy=None, is_srgb=False, **options):
+    """Saves a PNG with chunks of colour."""
+    info = PngImagePlugin.PngInfo()
+    if gamma is not None:
+        info.add(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    if xy is not None:
+        info.add(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in xy)))
+    if is_srgb:
+        info.add(b"sRGB", b"\0")
+    return saved(path, Image.fromarray(pixels), pnginfo=info, **options)
+
+
+def test_png_gamma_and_primaries_are_applied(tmp_path):
+    """Against the formulas of sRGB and of colorimetry."""
+
+    def to_xyz(xy):
+        x, y = np.reshape(xy, (4, 2)).T
+        white, *primaries = np.stack([x / y, np.ones(4), (1 - x - y) / y], axis=-1)
+        primaries = np.transpose(primaries)
+        return primaries * np.linalg.solve(primaries, white)
+
+    for gamma, xy in ((1.0, None), (0.3, SRGB_XY), (1 / 1.8, ADOBE_XY), (1.0, ADOBE_XY)):
+        light = (RAMP / 255) ** (1 / gamma)
+        light = light @ np.linalg.solve(to_xyz(SRGB_XY), to_xyz(xy or SRGB_XY)).T
+        light = light.clip(0, 1)
+        expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        result = images.read_image(png_with(tmp_path / "g.png", RAMP, gamma, xy))
+        np.testing.assert_allclose(result.astype(int), expected, atol=1.5)
+
+
+def test_png_gamma_of_grey_and_beside_what_comes_first(tmp_path):
+    grey = png_with(tmp_path / "g.png", np.full((8, 8), 128, np.uint8), 1.0)
+    np.testing.assert_allclose(images.read_image(grey).astype(int), 188, atol=1)
+    for options in ({"is_srgb": True}, {"icc_profile": matrix_profile()}):
+        path = png_with(tmp_path / "s.png", RAMP, 1.0, **options)
+        np.testing.assert_array_equal(images.read_image(path), RAMP)
+
+
+@pytest.mark.parametrize(
+    "gamma, xy",
+    [
+        (0.45455, None),
+        (0.45455, SRGB_XY),
+        (None, SRGB_XY),
+        (0.0, None),
+        (9999, None),
+        (None, (0.0,) * 8),
+        (1.0, (0.3,) * 8),
+    ],
+)
+def test_png_chunks_that_say_srgb_or_nothing_change_no_pixel(tmp_path, gamma, xy):
+    np.testing.assert_array_equal(images.read_image(png_with(tmp_path / "s.png", RAMP, gamma, xy)), RAMP)
 
 
 # --- files that are no pictures --------------------------------------------------------------------------
