@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from tqdm import tqdm
 
 from models.io.errors import UserError
-from models.io.files import expand_inputs
+from models.io.files import expand_inputs, open_input
+from models.io.formats import open_image
 from models.io.images import read_image
 from train.crops import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, corner, permutation, random_crop
 from train.labelled import open_labelled
@@ -248,7 +248,7 @@ def _in_threads(function, items: Sequence[Any], what: str) -> list[Any]:
 def _header(path: str) -> Photograph | None:
     """The header of an image; None if there is none or it is damaged."""
     try:
-        with Image.open(path) as image:
+        with open_input(path) as file, open_image(file, path) as image:
             # TensorFlow makes 8-bit RGB of every JPEG (CMYK, too) and PNG (16 bit, palette, ...).
             tf_format = image.format if image.format in ("JPEG", "PNG") else ""
             return Photograph(path, image.height, image.width, tf_format)

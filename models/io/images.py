@@ -7,15 +7,14 @@ bad picture before it pays for that import.
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from models.io import colour
+from models.io import colour, formats
 from models.io.errors import UserError, one_line, reason
 from models.io.files import PathLike, atomic_write, open_input
 
@@ -52,30 +51,25 @@ def read_image(path: PathLike) -> np.ndarray:
     colours stored under it show. The last two raise an `ImageWarning`.
 
     Args:
-      path: a file of any format that Pillow reads.
+      path: a file of any format that Pillow reads, see `models.io.formats`.
 
     Returns:
       uint8 `[H, W, 3]`, sRGB, 0..255.
 
     Raises:
-      UserError: the file is missing, empty, a directory, unreadable, not a picture, truncated or damaged,
-        far too large (a decompression bomb), or of a pixel type (32-bit integer or float) that no viewer has
-        one way to show.
+      UserError: the file is missing, a directory or unreadable, as of `models.io.formats.open_image`, or of a pixel
+        type (32-bit integer or float) that no viewer has one way to show.
     """
-    with _opened(path) as file, _identified(file, path) as image:
+    with _opened(path) as file, formats.open_image(file, path) as image:
         _note_frames(image, path)
         try:
             image.load()
             pixels = np.asarray(_as_srgb(_upright(image, path), path))
-        except UserError:
-            raise
         except MemoryError as error:
             size = f"{image.width}x{image.height}"
             raise UserError(f"{path}: too large for this machine's memory ({size})") from error
-        # Pillow's decoders meet damaged data with whatever comes to hand: OSError, SyntaxError,
-        # struct.error, EOFError, IndexError, ... All of them say the same thing of the file.
         except Exception as error:
-            raise UserError(f"{path}: damaged or truncated picture ({one_line(error)})") from error
+            raise formats.failure(error, path, image.format) from error
     return np.ascontiguousarray(pixels)
 
 
@@ -84,23 +78,6 @@ def _opened(path: PathLike) -> BinaryIO:
         return open_input(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UserError(f"{path}: {reason(error)}") from error
-
-
-def _identified(file: BinaryIO, path: PathLike) -> Image.Image:
-    """Reads the header, with every failure as a `UserError`."""
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError as error:
-        empty = file.seek(0, os.SEEK_END) == 0
-        what = "is empty" if empty else "is not a picture, or of an unknown format"
-        raise UserError(f"{path}: {what}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: has too many pixels ({one_line(error)})") from error
-    # A header can be damaged in as many ways as there are formats; only the system's errors carry a number.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{path}: {reason(error)}") from error
-        raise UserError(f"{path}: damaged or truncated picture ({one_line(error)})") from error
 
 
 def _note_frames(image: Image.Image, path: PathLike) -> None:

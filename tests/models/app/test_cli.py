@@ -120,7 +120,7 @@ def test_one_bad_input_does_not_stop_the_others(run, crop):
     assert not Path("b.png.tfci").exists()
     assert len(lines(run.out)) == 2
     first, second = (line for line in lines(run.err) if line.startswith("error"))
-    assert first == "error: b.png: is not a picture, or of an unknown format"
+    assert first == "error: b.png: is not an image, or of an unknown format"
     assert second == "error: missing.png: no such file or directory"
     Path("b.png.tfci").write_bytes(Path("a.png.tfci").read_bytes()[:-3])
     assert run("decompress", "a.png.tfci", "b.png.tfci", "c.png.tfci", *W) == 1
@@ -193,7 +193,7 @@ def make_bad_pictures(crop):
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:900])
     Image.fromarray(crop(8, 8)[..., 0].astype(np.float32)).save("float.tif")
     return {
-        "text.png": "is not a picture",
+        "text.png": "is not an image",
         "empty.png": "is empty",
         "folder.png": "is a directory",
         "cut.png": "truncated",
@@ -437,7 +437,7 @@ def test_evaluate_prints_a_table_and_writes_json(run, tiny, crop):
     Path("c.png").write_text("no picture")
     assert run("evaluate", "?.png", "--json", "figures.json", *W) == 1
     assert [line for line in lines(run.err) if line.startswith("error")] == [
-        "error: c.png: is not a picture, or of an unknown format"
+        "error: c.png: is not an image, or of an unknown format"
     ]
     table = lines(run.out)
     assert len(table) == 4 and table[0].split()[0] == "image" and table[-1].startswith("mean of 2")
@@ -578,7 +578,7 @@ def test_as_a_process(process, tmp_path, tiny, tiny_weights, crop):
     assert done.returncode == 1
     assert len(lines(done.stdout)) == 2
     errors = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "file" not in line.split("|")[-1]]
-    assert errors == ["error: bad.png: is not a picture, or of an unknown format"], done.stderr
+    assert errors == ["error: bad.png: is not an image, or of an unknown format"], done.stderr
     for n in range(2):
         data = (tmp_path / f"{n}.png.tfci").read_bytes()
         assert data == tiny.compress(crop(20, 30, top=100 * n))

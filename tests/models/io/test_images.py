@@ -2,9 +2,12 @@
 
 import io
 import os
+import re
 import struct
+import sys
 import warnings
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -394,7 +397,7 @@ def refused(path, match):
 def test_what_is_no_picture_is_one_line(tmp_path):
     (tmp_path / "text.png").write_text("Dear picture,\n")
     (tmp_path / "empty.png").write_bytes(b"")
-    refused(tmp_path / "text.png", "is not a picture")
+    refused(tmp_path / "text.png", "is not an image, or of an unknown format")
     refused(tmp_path / "empty.png", "is empty")
     refused(tmp_path / "missing.png", "no such file")
     refused(tmp_path, "directory")
@@ -407,7 +410,7 @@ def test_truncated_anywhere_is_one_line_or_no_picture(tmp_path, extension):
     for size in sorted({1, 7, 20, 60, len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4}):
         path = tmp_path / f"cut.{extension}"
         path.write_bytes(whole[:size])
-        refused(path, "picture|damaged")
+        refused(path, "not an image|damaged")
 
 
 def test_any_damaged_byte_of_a_png_is_a_picture_or_one_line(tmp_path):
@@ -422,9 +425,110 @@ def test_any_damaged_byte_of_a_png_is_a_picture_or_one_line(tmp_path):
         assert result.dtype == np.uint8 and result.shape[2] == 3
 
 
-def test_a_decompression_bomb_is_refused(tmp_path):
-    (tmp_path / "bomb.png").write_bytes(png_chunks(60000, 60000, 1, 0, [b"\0"]))
-    refused(tmp_path / "bomb.png", "too many pixels")
+def bomb(name):
+    """An image file whose header declares 60000x60000 pixels, or as many as its format can hold."""
+    if name == "png":
+        return png_chunks(60000, 60000, 1, 0, [b"\0"])
+    if name == "ppm":
+        return b"P6 60000 60000 255\n"
+    buffer = io.BytesIO()
+    Image.fromarray(RAMP).save(
+        buffer, {"jpg": "JPEG"}.get(name, name), **({"lossless": True} if name == "webp" else {})
+    )
+    data = bytearray(buffer.getvalue())
+    mark, skipped, size = {
+        "bmp": (b"\x28\0\0\0", 4, struct.pack("<ii", 60000, 60000)),
+        "gif": (b"GIF87a", 6, struct.pack("<HH", 65535, 65535)),
+        "jpg": (b"\xff\xc0", 5, struct.pack(">HH", 60000, 60000)),
+        "avif": (b"ispe", 8, struct.pack(">II", 60000, 60000)),
+        "webp": (b"VP8L", 9, struct.pack("<I", 16383 | 16383 << 14)),
+    }[name]
+    start = data.index(mark) + skipped
+    data[start : start + len(size)] = size
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["png", "ppm", "bmp", "gif", "jpg", "avif", "webp"])
+def test_a_decompression_bomb_is_refused(tmp_path, name):
+    (tmp_path / f"bomb.{name}").write_bytes(bomb(name))
+    refused(tmp_path / f"bomb.{name}", "has too many pixels: [0-9]+, and at most 178956970")
+
+
+def test_damage_that_hides_the_format_names_it(tmp_path):
+    whole = saved(tmp_path / "a.png", Image.fromarray(RAMP)).read_bytes()
+    bad_sum = whole[:33] + b"\0\0\0\4tEXta\0bc\0\0\0\0" + whole[33:]
+    (tmp_path / "sum.png").write_bytes(bad_sum)
+    refused(tmp_path / "sum.png", "damaged or truncated PNG image.*checksum in b'tEXt'")
+
+
+def tiff(bits, sample_format, samples=1):
+    """The header of a TIFF of 4x4 pixels."""
+    tags = [(256, 4), (257, 4), (258, bits), (259, 1), (262, 2 if samples == 3 else 1), (273, 8), (277, samples)]
+    tags += [(278, 4), (279, 10), (339, sample_format)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8) + directory + b"\0" * 4
+
+
+def bmp_444():
+    """A sound BMP of 12 bits a pixel."""
+    info = struct.pack("<IiiHHIIiiII", 56, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0) + struct.pack("<IIII", 0xF00, 0xF0, 0xF, 0)
+    return b"BM" + struct.pack("<IHHI", 70 + 32, 0, 0, 70) + info + b"\0" * 32
+
+
+UNSUPPORTED = {
+    "444.bmp": (bmp_444(), "BMP image of a kind that is not supported (Unsupported BMP bitfields layout): convert it"),
+    "float.tif": (
+        tiff(32, 3, 3),
+        "TIFF image of a kind that is not supported (samples of 32/32/32 bits, floating point)",
+    ),
+    "double.tif": (tiff(64, 3), "TIFF image of a kind that is not supported (samples of 64 bits, floating point)"),
+    "a.dds": (
+        b"DDS "
+        + struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0)
+        + b"\0" * 44
+        + struct.pack("<II4s", 32, 4, b"XXXX")
+        + b"\0" * 40,
+        "DDS image of a kind that is not supported",
+    ),
+    "a.exr": (b"\x76\x2f\x31\x01\2\0\0\0", "OpenEXR is not supported: its pixels are light in floating point"),
+    "a.hdr": (b"#?RADIANCE\n", "Radiance HDR is not supported: its pixels are light in floating point"),
+    "a.pfm": (b"PF\n4 4\n-1.0\n", "PFM is not supported: its pixels are light in floating point"),
+    "a.heic": (
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40,
+        "HEIC is not supported: pip install pillow-heif, or",
+    ),
+    "mif1.heic": (b"\0\0\0\x18ftypmif1\0\0\0\0heicmif1" + b"\0" * 40, "HEIC is not supported"),
+    "a.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 40, "JPEG XL is not supported: pip install pillow-jxl-plugin, or"),
+    "bare.jxl": (b"\xff\x0a" + b"\0" * 40, "JPEG XL is not supported"),
+    "a.svg": (
+        b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- x -->\n<svg width="4"/>',
+        "SVG is not supported: a drawing without",
+    ),
+    "a.pdf": (b"%PDF-1.7\n", "PDF is not supported"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_not_supported_says_so_and_what_to_do(tmp_path, monkeypatch, name):
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if not installed
+    data, says = UNSUPPORTED[name]
+    (tmp_path / name).write_bytes(data)
+    refused(tmp_path / name, re.escape(says))
+
+
+def test_a_plug_in_that_is_installed_reads_its_format(tmp_path, monkeypatch):
+    """A plug-in's way of teaching Pillow, with a format that Pillow knows under another signature."""
+
+    def register_heif_opener():
+        Image.register_open("HEIF", lambda file, name: Image.open(io.BytesIO(file.read()[24:])), lambda p: b"heic" in p)
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register_heif_opener))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    png = saved(tmp_path / "a.png", Image.fromarray(RAMP)).read_bytes()
+    (tmp_path / "a.heic").write_bytes(UNSUPPORTED["a.heic"][0][:24] + png)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.heic"), RAMP)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
