@@ -287,6 +287,9 @@ def test_bad_outputs(run, tiny, crop):
         (("evaluate", "a.png", "--json", "nowhere/x.json"), "nowhere/x.json: its folder"),
         (("evaluate", "a.png", "--json", "file"), "file: exists already"),
         (("evaluate", "a.png", "--json", "folder"), "folder: is a directory"),
+        (("evaluate", "a.png", "--plot", "x.gif"), "x.gif: a plot is"),
+        (("compress", "a.png", "-o", "n" * 300), "n" * 300 + ": cannot be written: file name too long"),
+        (("decompress", "a.tfci", "-o", "n" * 300), "n" * 300 + ": cannot be written: file name too long"),
     ):
         assert run(*arguments, *W) == 1, arguments
         (line,) = lines(run.err)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,49 @@ def test_a_result_that_its_stream_cannot_take_is_an_error(shell, tmp_path, pair)
 
 
 # --- interrupts --------------------------------------------------------------------------------------------------
+
+
+def interrupted(command, is_time, cwd, **options):
+    """Starts a process, interrupts it when it is time, and checks that it ends with one line and 130."""
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    while not is_time(process):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, b"interrupted\n")
+
+
+def has_printed(process):
+    return process.stdout.readline()
+
+
+def test_an_interrupt_during_the_first_imports(tmp_path):
+    """A package that the program imports stands in for those that take long."""
+    (tmp_path / "absl").mkdir()
+    (tmp_path / "absl" / "__init__.py").write_text("import time; print('here', flush=True); time.sleep(60)")
+    command = [sys.executable, str(ROOT / "models" / "elic.py"), "compress", "a.png"]
+    interrupted(command, has_printed, tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+
+
+def test_an_interrupt_during_the_work(tmp_path, tiny_weights, tiny, crop):
+    for number in range(30):
+        Image.fromarray(crop(200, 300)).save(tmp_path / f"{number:02}.png")
+    command = [sys.executable, str(ROOT / "models" / "elic.py"), "compress", "*.png", "-o", "out"]
+    out = tmp_path / "out"
+    interrupted([*command, "--weights", str(tiny_weights)], lambda _: out.exists() and os.listdir(out), tmp_path)
+    done = sorted(os.listdir(out))
+    assert done == [f"{number:02}.png.tfci" for number in range(len(done))] and len(done) < 30
+    assert {(out / name).read_bytes() for name in done} == {tiny.compress(crop(200, 300))}
+
+
+def test_an_interrupt_while_a_file_is_written_leaves_no_half(tmp_path):
+    code = """
+import os, time
+from models.io import files, terminal
+terminal.prepare()
+os.fsync = lambda _: (print(os.listdir("."), flush=True), time.sleep(60))
+files.atomic_write("a", b"x" * 10000, force=True)
+"""
+    (tmp_path / "a").write_bytes(b"old")
+    interrupted([sys.executable, "-c", code], has_printed, tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"

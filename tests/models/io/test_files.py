@@ -35,8 +35,36 @@ def test_targets_that_cannot_be(tmp_path):
         ("/proc/a", "cannot be written"),
     ]:
         with pytest.raises(UserError, match=match):
+            files.check_target(path, force=True)
+        with pytest.raises(UserError, match=match):
             files.atomic_write(path, b"data", force=True)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_open_is_written_and_read_where_it_stands(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with open(path, "ab") as out, open(path, "rb") as source:
+        (tmp_path / "link").symlink_to(f"/dev/fd/{out.fileno()}")
+        for name in (f"/dev/fd/{out.fileno()}", f"/proc/{os.getpid()}/fd/{out.fileno()}", tmp_path / "link"):
+            files.check_target(name)
+            files.atomic_write(name, b"+new")
+        assert path.read_bytes() == b"old+new+new+new"
+        os.lseek(source.fileno(), 4, os.SEEK_SET)
+        assert files.read_bytes(f"/proc/self/fd/{source.fileno()}") == b"new+new+new"
+        for name in (f"/dev/fd/{source.fileno()}", "/dev/fd/9999"):
+            with pytest.raises(UserError, match="is not open for writing"):
+                files.check_target(name)
+    assert not (tmp_path / "link").exists() and (tmp_path / "link").is_symlink()
+
+
+def test_a_pipe_can_be_read_from_wherever_one_likes(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(b"through"), daemon=True)
+    thread.start()
+    with files.open_input(tmp_path / "pipe") as file:
+        assert file.read() == b"through" and file.seek(0) == 0
+    thread.join(timeout=10)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
