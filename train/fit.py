@@ -224,7 +224,7 @@ class Run:
             logger.warning("%s: is cut short or damaged; the run continues from %s", found[0], whole)
         if chief:  # where Keras looks for it
             known = found[found.index(whole) :]
-            tf.train.update_checkpoint_state(os.path.dirname(whole), whole, known[::-1])
+            tf.compat.v1.train.update_checkpoint_state(os.path.dirname(whole), whole, known[::-1])
         return whole
 
     def _check_same(self) -> None:
