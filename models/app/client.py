@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     suffix = STREAM_SUFFIX if args.direction == "compress" else PICTURE_SUFFIX
-    inputs = files.expand_inputs(args.inputs)
+    inputs = files.find_inputs(args.inputs)
     outputs = files.output_paths(inputs, args.output, suffix)
     server = connect(args.server, args.timeout)
     code = 0
@@ -160,7 +160,8 @@ def _run(args: argparse.Namespace) -> int:
             else:
                 data = server.predict("decompress_file", files.read_bytes(source))
                 _write_picture(target, data, args.force)
-            print(f"{source} -> {target}: {len(data)} bytes")
+            line = f"{source} -> {target}: {len(data)} bytes"
+            print(line, file=sys.stderr if files.is_device(target) else sys.stdout)
         except (UserError, OSError) as error:
             code = _report(error)
     return code

@@ -146,6 +146,39 @@ def test_groups_and_partial(run, tiny, crop):
     assert not Path("a.png.tfci.png").exists()
 
 
+def test_folders_are_mirrored(run, tiny, crop):
+    arrays = {"tree/a.png": crop(20, 30), "tree/x/a.png": crop(20, 30, top=200), "tree/x/y/b.png": crop(8, 8)}
+    for name, array in arrays.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        save(name, array)
+    assert run("compress", "tree/**/*.png", "-o", "out", *W) == 0
+    assert run("decompress", "out", "-o", "back", *W) == 0
+    for name, array in arrays.items():
+        below = Path(name).relative_to("tree")
+        stream = Path("out", f"{below}.tfci").read_bytes()
+        assert stream == tiny.compress(array)
+        np.testing.assert_array_equal(images.read_image(f"back/{below}.tfci.png"), tiny.decompress(stream))
+    before = files("out")
+    assert run("compress", "tree", "--recursive", "-o", "again", *W) == 0
+    assert list(files("again").values()) == list(before.values())
+    assert run("compress", "tree", "--no-recursive", "-o", "flat", *W) == 0
+    assert set(files("flat")) == {"flat/a.png.tfci"}
+    # Equal names are told apart, others are short.
+    assert run("evaluate", "tree", "--json", "figures.json", *W) == 0
+    names = [picture["name"] for picture in json.loads(Path("figures.json").read_text())["pictures"]]
+    assert names == ["a.png", "x/a.png", "x/y/b.png"]
+
+
+def test_an_argument_that_names_nothing_does_not_stop_the_others(run, crop):
+    save("a.png", crop(20, 30))
+    for command, result in (("compress", "a.png.tfci"), ("decompress", "a.png.tfci.png")):
+        source = result.rsplit(".", 1)[0]
+        assert run(command, "*.gif", source, *W) == 1
+        assert lines(run.err) == ["error: *.gif: matches no file"] and Path(result).exists()
+    assert run("evaluate", "*.gif", "a.png", *W) == 1
+    assert "error: *.gif: matches no file" in run.err and "mean of 1" in run.out
+
+
 # --- pictures of every kind --------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -48,6 +49,20 @@ def test_results_are_added_to_what_is_open(shell, tmp_path, pair, tiny):
     text = (tmp_path / "figures").read_bytes()
     assert text.startswith(b"precious") and json.loads(text[8:])["pictures"][0]["name"] == "a.png"
     assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png", "figures", "old"]
+
+
+def test_a_dash_is_standard_input_and_output(shell, tmp_path, pair, tiny):
+    done = shell("elic compress - $W < a.png | tee a.tfci | elic decompress - -o - $W > a.out")
+    assert done.returncode == 0, done.stderr
+    data = (tmp_path / "a.tfci").read_bytes()
+    assert data == tiny.compress(pair[0])
+    with Image.open(tmp_path / "a.out") as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), tiny.decompress(data))
+    done = shell("elic evaluate - b.png --json - $W < a.png")
+    assert done.returncode == 0, done.stderr
+    assert [picture["name"] for picture in json.loads(done.stdout)["pictures"]] == ["stdin", "b.png"]
+    assert sorted(os.listdir(tmp_path)) == ["a.out", "a.png", "a.tfci", "b.png"]
 
 
 # --- streams that are closed, full or gone -----------------------------------------------------------------------

@@ -130,7 +130,8 @@ def test_a_glob_that_matches_nothing_is_refused(tmp_path):
 
 
 def names_of(*arguments):
-    return [str(path) for path in files.output_paths(*arguments)]
+    inputs, *others = arguments
+    return [str(path) for path in files.output_paths(files.find_inputs(inputs), *others)]
 
 
 def test_where_results_go(tmp_path, monkeypatch):
@@ -146,16 +147,63 @@ def test_where_results_go(tmp_path, monkeypatch):
 
 def test_results_that_would_clash_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="of both x/a.png and y/a.png"):
-        files.output_paths(["x/a.png", "y/a.png"], "out", ".tfci")
+    with pytest.raises(UserError, match="of both a.png and ../"):
+        names_of(["a.png", f"./../{tmp_path.name}/a.png"], "out", ".tfci")
     with pytest.raises(UserError, match="is an input"):
-        files.output_paths(["a.png"], "./a.png", ".tfci")
+        names_of(["a.png"], "./a.png", ".tfci")
     with pytest.raises(UserError, match="is an input"):
-        files.output_paths(["a.png", "a.png.tfci"], None, ".tfci")
+        names_of(["a.png", "a.png.tfci"], None, ".tfci")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="need a folder"):
-        files.output_paths(["a.png", "b.png"], "file", ".tfci")
+        names_of(["a.png", "b.png"], "file", ".tfci")
     with pytest.raises(UserError, match="cannot be made"):
-        files.output_paths(["a.png", "b.png"], "file/deeper", ".tfci")
+        names_of(["a.png", "b.png"], "file/deeper", ".tfci")
     with pytest.raises(UserError, match="is a directory"):
-        files.output_paths(["."], None, ".tfci")
+        names_of(["."], None, ".tfci")
+
+
+def test_folders_below_the_root_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "tree/a.png",
+        "tree/x/a.png",
+        "tree/y/z/a.png",
+        "tree/y/b.PNG",
+        "tree/y/notes.txt",
+        "tree/.cache/c.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    below = ["a.png", "x/a.png", "y/b.PNG", "y/z/a.png"]
+
+    def found(*arguments, **options):
+        return sorted(map(str, files.find_inputs(arguments, {".png"}, **options).values()))
+
+    assert found("tree") == found(str(tmp_path / "tree")) == found("./tree/") == below
+    assert found("tree", recursive=False) == ["a.png"]
+    assert found("tree/**/*.png") == ["a.png", "x/a.png", "y/z/a.png"]
+    assert found("t*/y/*/a.png") == ["tree/y/z/a.png"]
+    assert found("tree/x/a.png", "tree/y/b.PNG") == ["a.png", "b.PNG"]
+    assert found("tree/y/*/../b.PNG") == ["b.PNG"]
+    with pytest.raises(UserError, match="tree/.cache/none: is a directory without such files"):
+        (tmp_path / "tree" / ".cache" / "none").mkdir()
+        found("tree/.cache/none")
+    inputs = files.find_inputs(["tree"], {".png"})
+    assert [str(path) for path in files.output_paths(inputs, "out", ".tfci")] == [
+        f"out/{name}.tfci" for name in map(str, inputs.values())
+    ]
+    assert (tmp_path / "out" / "y" / "z").is_dir()
+    # Named one by one, as a shell does it: the same where two names would be equal, else flat.
+    names = ["tree/x/a.png", "tree/y/z/a.png"]
+    assert names_of(names, "flat", ".tfci") == ["flat/x/a.png.tfci", "flat/y/z/a.png.tfci"]
+    assert names_of(["tree/x/a.png", "tree/y/b.PNG"], "flat", ".tfci") == ["flat/a.png.tfci", "flat/b.PNG.tfci"]
+
+
+def test_a_dash_is_standard_input_and_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").touch()
+    assert names_of(["-"], None, ".tfci") == names_of(["a.png"], "-", ".tfci") == ["/dev/stdout"]
+    assert names_of(["-", "a.png"], "out", ".tfci") == ["out/stdin.tfci", "out/a.png.tfci"]
+    assert names_of(["./-"], "./-x", ".tfci") == ["-x"] and files.expand_inputs(["./-"])[0].is_file()
+    with pytest.raises(UserError, match="-: standard output takes one result, and there are 2"):
+        names_of(["a.png", "b.png"], "-", ".tfci")
