@@ -285,6 +285,14 @@ def bd_rates(test: Curve, anchors: Iterable[Curve], metric: str = "psnr") -> str
 # --- plots -------------------------------------------------------------------------------------------------
 
 
+def check_plot(path: PathLike) -> str:
+    """Returns the format of a plot by its extension. UserError if it is not PNG, SVG or PDF."""
+    extension = Path(path).suffix.lower().lstrip(".")
+    if extension not in ("png", "svg", "pdf"):
+        raise UserError(f"{path}: a plot is .png, .svg or .pdf")
+    return extension
+
+
 def plot(
     path: PathLike,
     curves: Sequence[Curve],
@@ -324,10 +332,7 @@ def plot(
     if axes.lines:
         axes.legend(fontsize="small")
     buffer = io.BytesIO()
-    extension = Path(path).suffix.lower().lstrip(".")
-    if extension not in ("png", "svg", "pdf"):
-        raise UserError(f"{path}: a plot is .png, .svg or .pdf")
-    figure.savefig(buffer, format=extension, dpi=120)
+    figure.savefig(buffer, format=check_plot(path), dpi=120)
     atomic_write(path, buffer.getvalue(), force)
 
 

@@ -23,10 +23,14 @@ from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
 
-# What to do about a loss that is not finite.
+# What to do about a loss that is not finite, with a state of the run to go back to and without.
 RESUME_ADVICE = (
     "The state of the last good epoch is kept: --resume continues from there, perhaps with a lower --learning_rate"
 )
+RESTART_ADVICE = "Nothing is kept: try a lower --learning_rate"
+
+# States of a run that are kept: one more than is needed, in case that a disk or a copy cuts the last one short.
+KEPT_BACKUPS = 2
 
 
 class TrainingInterrupted(SystemExit):
@@ -55,6 +59,7 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
     def on_train_begin(self, logs=None) -> None:
         """Restores."""
         super().on_train_begin(logs)
+        self._training_state.write_checkpoint_manager._max_to_keep = KEPT_BACKUPS  # Keras has no option for it
         self.save_freq = "epoch"
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
@@ -113,12 +118,12 @@ class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
     Keras' own would go on to validate and to save what is not a number over the last good state.
 
     Args:
-      advice: what the user can do, at the end of the message.
+      has_backup: whether there is a state to resume from; asked when the training ends.
     """
 
-    def __init__(self, advice: str = RESUME_ADVICE):
+    def __init__(self, has_backup: Callable[[], object] = lambda: False):
         super().__init__()
-        self._advice = advice
+        self._has_backup = has_backup
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         """Notes the epoch for the message."""
@@ -146,7 +151,8 @@ class StopOnNaN(tf.keras.callbacks.TerminateOnNaN):
             self._give_up("the validation loss")
 
     def _give_up(self, what: str) -> None:
-        raise UserError(f"training diverged: {what} of epoch {self._epoch + 1} is not finite. {self._advice}")
+        advice = RESUME_ADVICE if self._has_backup() else RESTART_ADVICE
+        raise UserError(f"training diverged: {what} of epoch {self._epoch + 1} is not finite. {advice}")
 
 
 class TimeBudget(tf.keras.callbacks.Callback):

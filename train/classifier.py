@@ -70,7 +70,7 @@ def fit(classifier: Classifier, train, validation, args) -> dict[str, list[float
         epochs=epochs,
         steps_per_epoch=steps,
         validation_data=held_out,
-        callbacks=[StopOnNaN("Nothing is written: try a lower --learning_rate"), BestWeights()],
+        callbacks=[StopOnNaN(), BestWeights()],
         verbose=2,
     )
     return history.history

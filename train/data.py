@@ -10,6 +10,7 @@ computes its own share of a global batch without decoding that of the others.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import threading
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from tqdm import tqdm
 
 from models.io.errors import UserError
-from models.io.files import expand_inputs
+from models.io.files import expand_inputs, open_input
+from models.io.formats import open_image
 from models.io.images import read_image
 from train.crops import HOLD_OUT, MAX_DAMAGED, as_rgb, centre_crop, corner, permutation, random_crop
 from train.labelled import open_labelled
@@ -194,14 +195,33 @@ class Photographs:
                 logger.warning("damaged images skipped so far: %d. The last: %s", len(self._damaged), error)
 
 
-def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photographs:
+def find_photographs(patterns: str | Sequence[str]) -> list[str]:
+    """Returns the files that globs name, each once.
+
+    Args:
+      patterns: one or several. One that matches nothing as a whole is split at its commas.
+
+    Raises:
+      UserError: a glob matches no file.
+    """
+    globs: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        whole = os.path.expanduser(pattern)
+        if os.path.lexists(whole) or glob.glob(whole, recursive=True):
+            globs.append(whole)
+        else:
+            globs += [os.path.expanduser(part.strip()) for part in pattern.split(",") if part.strip()]
+    return [str(path) for path in expand_inputs(globs)]
+
+
+def open_photographs(patterns: str | Sequence[str], patchsize: int, cache_bytes: int) -> Photographs:
     """Finds images, reads their headers, and decodes them if the result fits in memory.
 
     Images that are smaller than a patch, and files that are damaged or no images, are skipped; a warning
     is logged that counts them.
 
     Args:
-      pattern: a glob, or several with commas between; `**` descends into folders.
+      patterns: as of `find_photographs`; `**` descends into folders.
       patchsize: smallest side, in pixels, that is of use.
       cache_bytes: limit of the decoded size, in bytes, up to which the images are held in memory.
 
@@ -211,8 +231,8 @@ def open_photographs(pattern: str, patchsize: int, cache_bytes: int) -> Photogra
     Raises:
       UserError: a pattern matches no file, or no image is large enough and undamaged.
     """
-    globs = [os.path.expanduser(part.strip()) for part in pattern.split(",") if part.strip()]
-    paths = [str(path) for path in expand_inputs(globs)]
+    pattern = patterns if isinstance(patterns, str) else ", ".join(patterns)  # for messages
+    paths = find_photographs(patterns)
     found = [header for header in _in_threads(_header, paths, "looking at images") if header]
     found = [photograph._replace(place=place) for place, photograph in enumerate(found)]
     large = [photograph for photograph in found if min(photograph.height, photograph.width) >= patchsize]
@@ -248,7 +268,7 @@ def _in_threads(function, items: Sequence[Any], what: str) -> list[Any]:
 def _header(path: str) -> Photograph | None:
     """The header of an image; None if there is none or it is damaged."""
     try:
-        with Image.open(path) as image:
+        with open_input(path) as file, open_image(file, path) as image:
             # TensorFlow makes 8-bit RGB of every JPEG (CMYK, too) and PNG (16 bit, palette, ...).
             tf_format = image.format if image.format in ("JPEG", "PNG") else ""
             return Photograph(path, image.height, image.width, tf_format)

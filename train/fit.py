@@ -18,6 +18,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ from train.data import Source, images_of, open_data, training_dataset, validatio
 from train.devices import data_seed, is_chief, make_strategy, precision, several_workers, worker_index
 from train.optimizer import make_optimizer
 from train.options import FitOptions
+
+logger = logging.getLogger(__name__)
 
 # What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
 FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "optimizer", "ema", "mixed_precision")
@@ -192,7 +195,7 @@ class Run:
         Raises:
           UserError: as of `fit`.
         """
-        backup = tf.train.latest_checkpoint(self.path("backup", "chief"))
+        backup = self.has_backup()
         if backup and not self.options.resume:
             raise UserError(
                 f"{self.options.train_path}: holds a training run: --resume continues it, another "
@@ -200,10 +203,29 @@ class Run:
             )
         if backup:
             self._check_same()
-            self.start_step = _saved_step(backup, self.options.steps_per_epoch)
+            self.start_step = _saved_step(self._whole_backup(chief), self.options.steps_per_epoch)
         elif chief:
             self._write_options()
         return self.start_step
+
+    def has_backup(self) -> bool:
+        """Returns whether there is a state to resume from."""
+        return bool(_checkpoints(self.path("backup", "chief")))
+
+    def _whole_backup(self, chief: bool) -> str:
+        """The newest state of the run that is whole. UserError if none is."""
+        found = _checkpoints(self.path("backup", "chief"))
+        whole = next(filter(is_whole, found), None)
+        if whole is None:
+            raise UserError(
+                f"{found[0]}: is cut short or damaged, and so are older states: another --train_path begins a new run"
+            )
+        if whole != found[0]:
+            logger.warning("%s: is cut short or damaged; the run continues from %s", found[0], whole)
+        if chief:  # where Keras looks for it
+            known = found[found.index(whole) :]
+            tf.compat.v1.train.update_checkpoint_state(os.path.dirname(whole), whole, known[::-1])
+        return whole
 
     def _check_same(self) -> None:
         try:
@@ -243,15 +265,20 @@ class Run:
         """Keras' callbacks. Their order matters: nothing is saved of a state that is not finite; what is best
         is saved while the averaged weights are in place, and the backup after that, when they are not."""
         resumed = self.start_step > 0
+        best = self.path("best", "weights")
+        best_loss = _best_loss(self.path("log.csv")) if resumed else None
+        if best_loss is not None and not is_whole(best):
+            logger.warning("%s: is missing, cut short or damaged; the best epoch is sought among those to come", best)
+            best_loss = None
         callbacks = [
-            StopOnNaN(),
+            StopOnNaN(self.has_backup),
             tf.keras.callbacks.ModelCheckpoint(
-                self.path("best", "weights"),
+                best,
                 monitor="val_loss",
                 mode="min",
                 save_best_only=True,
                 save_weights_only=True,
-                initial_value_threshold=_best_loss(self.path("log.csv")) if resumed else None,
+                initial_value_threshold=best_loss,
             ),
             tf.keras.callbacks.TensorBoard(self.path("tensorboard"), write_graph=False),
         ]
@@ -273,9 +300,12 @@ class Run:
         with strategy.scope():
             # The weights of the last step, or their average: Model.fit has put it in place when it ended.
             self._save(codec, FINAL, calibration, chief)
+            best = self.path("best", "weights")
+            if not is_whole(best):
+                raise UserError(f"{best}: is missing, cut short or damaged; {self.path(FINAL)} is written")
             # The optimizer comes back with the weights, and with it the number of steps that their header names. What
             # else of the checkpoint finds no place in a codec that is about to be saved is not missed.
-            codec.load_weights(self.path("best", "weights")).expect_partial()
+            codec.load_weights(best).expect_partial()
             self._save(codec, BEST, calibration, chief)
 
     def _save(self, codec: tf.keras.Model, name: str, calibration: np.ndarray, chief: bool) -> None:
@@ -317,6 +347,24 @@ def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:
     return images_of(next(batches.as_numpy_iterator()))
 
 
+def _checkpoints(folder: str) -> list[str]:
+    """The TensorFlow checkpoints in a folder, newest first, whether its list of them is whole or not."""
+    found = [re.fullmatch(r"(ckpt-(\d+))\.index", name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
+    numbered = sorted(((int(match[2]), match[1]) for match in found if match), reverse=True)
+    return [os.path.join(folder, name) for _, name in numbered]
+
+
+def is_whole(checkpoint: str) -> bool:
+    """Returns whether all of a TensorFlow checkpoint can be read."""
+    try:
+        reader = tf.train.load_checkpoint(checkpoint)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except Exception:  # TensorFlow's errors, and IndexError, RuntimeError or ValueError in place of some
+        return False
+    return True
+
+
 def _saved_step(backup: str, steps_per_epoch: int) -> int:
     """The number of the first step that a backup has not done."""
 
@@ -330,6 +378,11 @@ def _best_loss(log: str) -> float | None:
     """The lowest validation loss in a `CSVLogger`'s file; None if there is none."""
     try:
         with open(log, newline="", encoding="utf-8") as file:
-            return min((float(row["val_loss"]) for row in csv.DictReader(file)), default=None)
-    except (OSError, KeyError, ValueError, TypeError):
+            texts = [row.get("val_loss") for row in csv.DictReader(file)]
+    except (OSError, ValueError):
         return None
+    losses = []
+    for text in texts:
+        with contextlib.suppress(ValueError, TypeError):  # a line that is cut short
+            losses.append(float(text))
+    return min(losses, default=None)

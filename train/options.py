@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class FitOptions:
       train_path: folder of the run. It gets `backup/` (what `--resume` continues from), `best/` (a checkpoint
         of the best validation loss), `tensorboard/`, `log.csv`, `options.json`, and, when the training ends,
         `best.safetensors` and `final.safetensors`.
-      train_glob: images to train on: a glob, or several with commas between; `**` descends into folders.
+      train_glob: images to train on: a glob, or several, as a sequence or with commas between; `**` descends into
+        folders. One that matches files as a whole is not split at its commas.
       tfds: name of a TensorFlow Datasets image data set (`clic`).
       labelled: images with labels: a folder with a folder of images for each class, or the name of a TensorFlow
         Datasets data set with labels; see `train.labelled`.
@@ -64,9 +66,9 @@ class FitOptions:
     """
 
     train_path: str
-    train_glob: str | None = None
+    train_glob: str | Sequence[str] | None = None
     tfds: str | None = None
-    validation_glob: str | None = None
+    validation_glob: str | Sequence[str] | None = None
     batchsize: int = 8
     patchsize: int = 256
     crops_per_image: int = 1
@@ -160,8 +162,9 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
     add(
         "data",
         "train_glob",
-        "Glob of the training images; ** descends into folders, commas separate several. Quote it to keep it from the "
-        "shell. Default: sample photographs that ship with the zoo.",
+        "Glob of the training images; ** descends into folders. Quote it to keep it from the shell. For several globs, "
+        "repeat the flag or write commas between them. Default: sample photographs that ship with the zoo.",
+        action="append",
     )
     add("data", "tfds", "Name of a TensorFlow Datasets image data set to train on, such as clic.")
     add(
@@ -170,7 +173,12 @@ def add_train_flags(parser: argparse.ArgumentParser, train_path: str) -> None:
         "Images with labels to train on: a folder with a folder for each class, or with train and val that have these; "
         "or the name of a TensorFlow Datasets data set, such as oxford_flowers102.",
     )
-    add("data", "validation_glob", "Glob of the validation images. Default: some training images are held out.")
+    add(
+        "data",
+        "validation_glob",
+        "Glob of the validation images, as --train_glob. Default: some training images are held out.",
+        action="append",
+    )
     add("data", "batchsize", "Patches per training step, over all devices.", type=int)
     add("data", "patchsize", "Side of the square training patches, in pixels. Smaller images are skipped.", type=int)
     add(
@@ -246,6 +254,9 @@ def fit_options(args: argparse.Namespace) -> FitOptions:
       UserError: as of `FitOptions`.
     """
     settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(FitOptions)}
+    for name in ("train_glob", "validation_glob"):  # flags that can be repeated
+        if isinstance(settings[name], list):
+            settings[name] = settings[name][0] if len(settings[name]) == 1 else tuple(settings[name])
     if not any(settings[name] for name in ("train_glob", "tfds", "labelled")):
         settings["train_glob"] = SAMPLE_GLOB
     return FitOptions(**settings)

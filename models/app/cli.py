@@ -20,7 +20,7 @@ from absl.flags import argparse_flags
 from models.app import commands, flags
 from models.codec import registry, weights
 from models.entropy import container
-from models.io import files, images
+from models.io import files, images, terminal
 from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
@@ -34,7 +34,6 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     argv: the arguments without the program's name; those of the process by default.
     """
     warnings.showwarning = _show_warning
-    files.print_any_name()
     args = _parser(model).parse_args(sys.argv[1:] if argv is None else argv)
     try:
         code = args.command(model, args)
@@ -42,7 +41,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
         code = commands.report_error(str(error))
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    sys.exit(terminal.finish(code))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -89,12 +88,21 @@ def _add_weights_flags(parser, card: registry.Card) -> None:
     which.add_argument("--preset", choices=list(names), help="Which of the weights that ship to use.")
 
 
+def _add_recursive_flag(parser) -> None:
+    parser.add_argument(
+        "--recursive",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Of a folder take the files in the folders below it, too, as is the default.",
+    )
+
+
 def _add_output_flags(parser, result: str, suffix: str) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        help=f"Where the {result} goes: a file for one input, a folder for several. By default beside the input, with "
-        f"{suffix} appended.",
+        help=f"Where the {result} goes: a file for one input, a folder for several, - for standard output. By default "
+        f"beside the input, with {suffix} appended. Of globs and folders the folders below their root are kept.",
     )
     parser.add_argument("-f", "--force", action="store_true", help="Replace files that exist.")
 
@@ -117,7 +125,8 @@ def _add_train(subcommands, card: registry.Card, own: flags.Flags) -> None:
 
 def _add_compress(subcommands, card: registry.Card, own: flags.Flags) -> None:
     parser = _subcommand(subcommands, "compress", commands.compress, f"Compresses pictures to {STREAM_SUFFIX} files.")
-    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures of any format Pillow reads, or globs.")
+    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Images, folders or globs; - is standard input.")
+    _add_recursive_flag(parser)
     _add_output_flags(parser, "result", STREAM_SUFFIX)
     rate = parser.add_mutually_exclusive_group()
     own.add_compress_flags(parser, rate)
@@ -132,7 +141,10 @@ def _add_decompress(subcommands, card: registry.Card) -> None:
     parser = _subcommand(
         subcommands, "decompress", commands.decompress, f"Decompresses {STREAM_SUFFIX} files to pictures."
     )
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, or globs.")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, folders or globs; - is standard input."
+    )
+    _add_recursive_flag(parser)
     _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
     _add_stream_weights_flag(parser)
     _add_tile_flag(parser)
@@ -188,7 +200,8 @@ def _add_evaluate(subcommands, card: registry.Card) -> None:
         commands.evaluate,
         "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Pictures, or globs such as 'kodak/*.png'.")
+    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Images, folders, or globs such as 'kodak/*.png'.")
+    _add_recursive_flag(parser)
     parser.add_argument(
         "--quality",
         type=flags.base.numbers,
@@ -197,7 +210,7 @@ def _add_evaluate(subcommands, card: registry.Card) -> None:
         help="For weights of variable rate: qualities to measure, as `compress` takes them.",
     )
     _add_effort_flag(parser, card)
-    parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON.")
+    parser.add_argument("--json", metavar="FILE", help="Also write the figures as JSON; - is standard output.")
     parser.add_argument(
         "--plot",
         metavar="FILE",
@@ -269,7 +282,7 @@ def _add_stream_command(subcommands, name: str, command) -> None:
         codec_for = commands.codec_finder(model, args)
 
         def work(source: Path) -> str:
-            data = commands.read_bytes(source)
+            data = files.read_bytes(source)
             codec = codec_for(container.unpack(data)[0])
             text = commands.guarded(command.run, codec, args, data)
             return f"{source}:\n{text}" if "\n" in text else f"{source}: {text}"

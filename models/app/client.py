@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from models.io import files, images
+from models.io import files, images, terminal
 from models.io.errors import UserError, one_line
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
@@ -134,7 +134,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-f", "--force", action="store_true", help="Replace files that exist.")
     parser.add_argument("--timeout", type=float, default=60, help="Seconds to wait for an answer.")
-    files.print_any_name()
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -146,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     suffix = STREAM_SUFFIX if args.direction == "compress" else PICTURE_SUFFIX
-    inputs = files.expand_inputs(args.inputs)
+    inputs = files.find_inputs(args.inputs)
     outputs = files.output_paths(inputs, args.output, suffix)
     server = connect(args.server, args.timeout)
     code = 0
@@ -159,9 +158,10 @@ def _run(args: argparse.Namespace) -> int:
                 data = server.predict(signature, _png(source), **controls)
                 files.atomic_write(target, data, args.force)
             else:
-                data = server.predict("decompress_file", source.read_bytes())
+                data = server.predict("decompress_file", files.read_bytes(source))
                 _write_picture(target, data, args.force)
-            print(f"{source} -> {target}: {len(data)} bytes")
+            line = f"{source} -> {target}: {len(data)} bytes"
+            print(line, file=sys.stderr if files.is_device(target) else sys.stdout)
         except (UserError, OSError) as error:
             code = _report(error)
     return code
@@ -192,4 +192,5 @@ def _report(error: BaseException) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.prepare()
+    sys.exit(terminal.finish(main()))

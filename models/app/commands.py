@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from models.app import flags
 from models.codec import registry, weights
 from models.entropy import container
-from models.io import files, images
-from models.io.errors import UserError, reason
+from models.io import files, formats, images
+from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
 #: From so many files on `evaluate` works with graphs: making them takes longer than some of the work without.
@@ -87,8 +90,38 @@ def each(inputs: Sequence[Path], work: Callable[[Path], str | None], targets: Se
             with bar.external_write_mode(file=sys.stderr):
                 code = report_error(text if isinstance(error, UserError) else f"{source}: {text}")
         except MemoryError:
-            code = report_error(f"{source}: not enough memory for a picture of this size")
+            with bar.external_write_mode(file=sys.stderr):
+                code = report_error(f"{source}: not enough memory for an image of this size")
     return code
+
+
+def find_inputs(args: argparse.Namespace, extensions: Container[str]) -> tuple[dict[Path, Path], int]:
+    """Returns the files that the arguments name, as `models.io.files.find_inputs`, and the exit code so far.
+
+    An argument that names none is reported, and the others are still done. From now on `args.inputs` are those files.
+    """
+    inputs: dict[Path, Path] = {}
+    code = 0
+    for argument in args.inputs:
+        try:
+            found = files.find_inputs([argument], extensions, args.recursive)
+        except UserError as error:
+            code = report_error(str(error))
+        else:
+            for path, name in found.items():
+                inputs.setdefault(path, name)
+    args.inputs = list(inputs)
+    return inputs, code
+
+
+def find_files(args: argparse.Namespace, extensions: Container[str], suffix: str) -> tuple[dict[Path, Path], int]:
+    """Returns the files that the arguments name, each with where its result goes, and the exit code so far."""
+    has_folder = any(os.path.isdir(argument) for argument in args.inputs)
+    inputs, code = find_inputs(args, extensions)
+    output = args.output
+    if has_folder and output not in (None, "-"):  # a folder becomes a folder, however few files it holds
+        output = os.path.join(output, "")
+    return dict(zip(inputs, files.output_paths(inputs, output, suffix))), code
 
 
 def compress(model: str, args: argparse.Namespace) -> int:
@@ -98,8 +131,9 @@ def compress(model: str, args: argparse.Namespace) -> int:
         wish = getattr(args, name)
         if wish is not None and not 0 < wish < float("inf"):
             raise UserError(f"--{name} {wish:g}: must be a number above 0")
-    inputs = files.expand_inputs(args.inputs)
-    targets = dict(zip(inputs, files.output_paths(inputs, args.output, STREAM_SUFFIX)))
+    targets, code = find_files(args, formats.extensions(), STREAM_SUFFIX)
+    if not targets:
+        return code
     codec = _load(model, _weights_path(model, args), args, synthesis=False)
     codec.rate_control.check_quality(getattr(args, "quality", None))
     own = flags.of(model)
@@ -122,7 +156,7 @@ def compress(model: str, args: argparse.Namespace) -> int:
         own.after_compress(codec, args, picture, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
-    return each(inputs, work, list(targets.values()))
+    return each(list(targets), work, list(targets.values())) or code
 
 
 def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
@@ -153,14 +187,15 @@ def codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.He
 
 def decompress(model: str, args: argparse.Namespace) -> int:
     groups = getattr(args, "groups", None)
-    inputs = files.expand_inputs(args.inputs)
-    targets = dict(zip(inputs, files.output_paths(inputs, args.output, PICTURE_SUFFIX)))
+    targets, code = find_files(args, {STREAM_SUFFIX}, PICTURE_SUFFIX)
+    if not targets:
+        return code
     codec_for = codec_finder(model, args)
 
     def work(source: Path) -> str:
         target = targets[source]
         files.check_target(target, args.force)
-        data = read_bytes(source)
+        data = files.read_bytes(source)
         header, _, _ = container.unpack(data, partial=args.partial)
         images.check_writable(target, header.height, header.width)
         codec = codec_for(header)
@@ -169,7 +204,7 @@ def decompress(model: str, args: argparse.Namespace) -> int:
         images.write_image(target, picture, args.force)
         return f"{source} -> {target}: {picture.shape[1]}x{picture.shape[0]}"
 
-    return each(inputs, work, list(targets.values()))
+    return each(list(targets), work, list(targets.values())) or code
 
 
 def guarded(function, *args, **kwargs):
@@ -182,20 +217,19 @@ def guarded(function, *args, **kwargs):
         raise MemoryError from error
 
 
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
-
-
 def evaluate(model: str, args: argparse.Namespace) -> int:
     from eval import report, sweep
     from models.codec.distortion import MSE
 
-    inputs = files.expand_inputs(args.inputs)
-    for target in filter(None, (args.json, args.plot)):
+    inputs, code = find_inputs(args, formats.extensions())
+    if not inputs:
+        return code
+    names = files.distinct_names({path: Path(path.name) for path in inputs})
+    figures = files.target_of(args.json) if args.json else None
+    for target in filter(None, (figures, args.plot)):
         files.check_target(target, args.force)
+    if args.plot:
+        report.check_plot(args.plot)
     path = _weights_path(model, args)
     codec = _load(model, path, args)
     metric = "psnr" if codec.distortion == MSE else "ms_ssim"
@@ -216,35 +250,55 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
     if getattr(args, "effort", None) is not None:
         facts["effort"] = options.effort
-    code, curve = 0, []
+    to_device = figures is not None and files.is_device(figures)
+    lines = sys.stderr if to_device else sys.stdout
+    read = _reader()
+    curve = []
     for quality in args.quality:
         measurements = []
 
         def work(source: Path, quality=quality, measurements=measurements) -> None:
             controls = {} if quality is None else {"quality": quality}
-            measure = guarded(sweep.measure, codec, images.read_image(source), source.name, options, **controls)
+            measure = guarded(sweep.measure, codec, read(source), str(names[source]), options, **controls)
             measurements.append(measure)
 
-        code = each(inputs, work) or code
+        code = each(list(inputs), work) or code
         if not measurements:
             return code
-        print(report.table(measurements) if quality is None else f"quality {quality:g}\n{report.table(measurements)}")
+        table = report.table(measurements)
+        print(table if quality is None else f"quality {quality:g}\n{table}", file=lines)
         if args.anchors is not None:
-            print(report.standing(report.mean(measurements), anchors, metric))
-        sys.stdout.flush()  # a quality can take minutes, and this can be a file
+            print(report.standing(report.mean(measurements), anchors, metric), file=lines)
+        lines.flush()  # a quality can take minutes, and this can be a file
         curve.append(measurements)
-        if args.json:  # after each quality: who stops before the last one keeps the others
+        # After each quality, so that who stops before the last one keeps the others; what is written to a device stays.
+        if figures and (not to_device or len(curve) == len(args.quality)):
             if len(args.quality) > 1:
                 facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
-            report.write_json(args.json, measurements, force=args.force or len(curve) > 1, **facts)
+            report.write_json(figures, measurements, force=args.force or len(curve) > 1, **facts)
     test = report.curve_of(f"{model} {path.stem}", curve)
     if len(curve) > 1 and anchors:
-        print(report.bd_rates(test, anchors, metric))
+        print(report.bd_rates(test, anchors, metric), file=lines)
     if args.plot:
         report.plot(args.plot, [test], anchors, metric, force=args.force)
     if args.record and not code:
         weights.annotate(path, **{args.record: "; ".join(map(_mean_figures, curve))})
     return code
+
+
+def _reader() -> Callable[[Path], np.ndarray]:
+    """A function that reads images, and more than once from what can be read only once, such as standard input."""
+    held: dict[Path, np.ndarray] = {}
+
+    def read(source: Path) -> np.ndarray:
+        if source not in held:
+            image = images.read_image(source)
+            if not files.is_device(source):
+                return image
+            held[source] = image
+        return held[source]
+
+    return read
 
 
 def _mean_figures(measurements) -> str:

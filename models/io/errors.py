@@ -8,9 +8,9 @@ class UserError(ValueError):
     """
 
 
-def reason(error: OSError) -> str:
+def reason(error: Exception) -> str:
     """What the system says of it, in lower case, without its number or the path."""
-    return (error.strerror or one_line(error)).lower()
+    return (getattr(error, "strerror", None) or one_line(error)).lower()
 
 
 def one_line(error: BaseException) -> str:

@@ -7,15 +7,16 @@ bad picture before it pays for that import.
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from models.io import colour, formats
 from models.io.errors import UserError, one_line, reason
-from models.io.files import PathLike, atomic_write
+from models.io.files import PathLike, atomic_write, open_input
 
 # What a picture can be saved as: everything here keeps the pixels, but for JPEG, which the user then asked
 # for by name and gets nearly without loss.
@@ -45,53 +46,38 @@ class ImageWarning(UserWarning):
 def read_image(path: PathLike) -> np.ndarray:
     """Reads a picture as a viewer would show it.
 
-    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, palettes, grey, 16-bit
-    and CMYK become 8-bit RGB. Of an animation the first frame is taken. Transparency is dropped: the colours
-    stored under it show. The last two raise an `ImageWarning`.
+    The EXIF orientation is applied, an embedded colour profile (or PNG's gAMA and cHRM) is converted to sRGB, palettes,
+    grey, 16-bit and CMYK become 8-bit RGB. Of an animation the first frame is taken. Transparency is dropped: the
+    colours stored under it show. The last two raise an `ImageWarning`.
 
     Args:
-      path: a file of any format that Pillow reads.
+      path: a file of any format that Pillow reads, see `models.io.formats`.
 
     Returns:
       uint8 `[H, W, 3]`, sRGB, 0..255.
 
     Raises:
-      UserError: the file is missing, empty, a directory, unreadable, not a picture, truncated or damaged,
-        far too large (a decompression bomb), or of a pixel type (32-bit integer or float) that no viewer has
-        one way to show.
+      UserError: the file is missing, a directory or unreadable, as of `models.io.formats.open_image`, or of a pixel
+        type (32-bit integer or float) that no viewer has one way to show.
     """
-    with _opened(path) as image:
+    with _opened(path) as file, formats.open_image(file, path) as image:
         _note_frames(image, path)
         try:
             image.load()
             pixels = np.asarray(_as_srgb(_upright(image, path), path))
-        except UserError:
-            raise
         except MemoryError as error:
             size = f"{image.width}x{image.height}"
             raise UserError(f"{path}: too large for this machine's memory ({size})") from error
-        # Pillow's decoders meet damaged data with whatever comes to hand: OSError, SyntaxError,
-        # struct.error, EOFError, IndexError, ... All of them say the same thing of the file.
         except Exception as error:
-            raise UserError(f"{path}: damaged or truncated picture ({one_line(error)})") from error
+            raise formats.failure(error, path, image.format) from error
     return np.ascontiguousarray(pixels)
 
 
-def _opened(path: PathLike) -> Image.Image:
-    """Opens the file and reads its header, with every failure as a `UserError`."""
+def _opened(path: PathLike) -> BinaryIO:
     try:
-        return Image.open(path)
-    except UnidentifiedImageError as error:
-        empty = os.path.isfile(path) and os.path.getsize(path) == 0
-        what = "is empty" if empty else "is not a picture, or of an unknown format"
-        raise UserError(f"{path}: {what}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: has too many pixels ({one_line(error)})") from error
-    # A header can be damaged in as many ways as there are formats; only the system's errors carry a number.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{path}: {reason(error)}") from error
-        raise UserError(f"{path}: damaged or truncated picture ({one_line(error)})") from error
+        return open_input(path)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UserError(f"{path}: {reason(error)}") from error
 
 
 def _note_frames(image: Image.Image, path: PathLike) -> None:
@@ -118,11 +104,7 @@ def _upright(image: Image.Image, path: PathLike) -> Image.Image:
 
 def _as_srgb(image: Image.Image, path: PathLike) -> Image.Image:
     """Any mode of Pillow's to 8-bit RGB in sRGB."""
-    profile = image.info.get("icc_profile")
-    image = _drop_alpha(_to_8_bit(image, path), path)
-    if profile:
-        image = _convert_profile(image, profile)
-    return image.convert("RGB")
+    return colour.to_srgb(_drop_alpha(_to_8_bit(image, path), path), image.info)
 
 
 def _to_8_bit(image: Image.Image, path: PathLike) -> Image.Image:
@@ -147,37 +129,17 @@ def _fits_16_bits(image: Image.Image) -> bool:
 
 
 def _drop_alpha(image: Image.Image, path: PathLike) -> Image.Image:
-    """Removes transparency (a channel, palette entry or key colour); warns if anything was transparent."""
+    """Removes transparency (a channel, palette entry or key colour); warns if anything was transparent.
+
+    Grey stays grey: its colour profile is one of grey.
+    """
     if not image.has_transparency_data and image.mode not in ("RGBa", "La"):
-        return image.convert("RGB") if image.mode in ("P", "1") else image
-    with_alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        return image.convert("RGB") if image.mode == "P" else image
+    grey = image.mode in ("1", "L", "LA", "La")
+    with_alpha = image.convert("LA" if grey else "RGBA")
     if with_alpha.getchannel("A").getextrema()[0] < 255:
         warnings.warn(f"{path}: transparency is dropped", ImageWarning, stacklevel=4)
-    return with_alpha.convert("RGB")
-
-
-def _convert_profile(image: Image.Image, profile_bytes: bytes) -> Image.Image:
-    """Converts from an embedded ICC profile to sRGB.
-
-    One that is broken, or is not for this kind of pixels, is ignored, as viewers do; one that is sRGB by
-    another name, or with other roundings, leaves every pixel as it is.
-    """
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, "RGB")
-        if image.mode == "RGB" and _is_identity(transform):
-            return image
-        return ImageCms.applyTransform(image, transform)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image
-
-
-def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform moves no colour of a 16x16x16 grid by more than rounding does (one level)."""
-    level = np.arange(0, 256, 17, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(level, level, level), axis=-1).reshape(64, 64, 3)
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), transform))
-    return int(np.abs(moved.astype(int) - grid).max()) <= 1
+    return with_alpha.convert("L" if grey else "RGB")
 
 
 # --- writing ---------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def test_bad_input_is_one_line(folder):
     Image.new("RGB", (16, 16), (128, 128, 128)).save("grey.png")
     for arguments, message in (
         (["a.png", "-o", "own.json", "--codecs", "jpeg,bpg"], "--codecs: there is no 'bpg'"),
-        (["c.png", "-o", "own.json", "--codecs", "jpeg"], "c.png: is not a picture"),
+        (["c.png", "-o", "own.json", "--codecs", "jpeg"], "c.png: is not an image"),
         (["grey.png", "-o", "own.json", "--codecs", "jpeg"], "grey.png: jpeg keeps it without loss"),
         (["nowhere/*.png", "-o", "own.json"], "nowhere/*.png"),
         (["a.png", "-o", "a.png"], "a.png: exists already"),

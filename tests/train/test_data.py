@@ -71,6 +71,17 @@ def test_globs_descend_and_combine(tmp_path):
     assert len(data.open_photographs(f"{tmp_path}/**/*.png, {tmp_path}/*.jpg", 8, 0)) == 2
 
 
+def test_a_glob_that_matches_as_a_whole_is_not_split_at_its_commas(tmp_path):
+    for folder in ("ph, 2023", "ph", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").touch()
+    named, ph, other = (str(tmp_path / folder / "a.png") for folder in ("ph, 2023", "ph", "other"))
+    assert data.find_photographs(f"{tmp_path}/ph, 2023/*.png") == [named]
+    assert data.find_photographs(named) == [named]
+    assert data.find_photographs(f"{ph}, {other}") == [ph, other]
+    assert data.find_photographs([f"{tmp_path}/ph, 2023/*", f"{tmp_path}/oth*/*,{ph}"]) == [named, other, ph]
+
+
 @pytest.mark.parametrize("cache", [0, GIB])
 def test_small_and_damaged_pictures_are_skipped_and_counted(tmp_path, caplog, cache):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))

@@ -266,6 +266,60 @@ def test_an_unwritable_folder_is_one_line(options, tiny_codec, tmp_path):
         fit.fit(tiny_codec, dataclasses.replace(options, train_path=str(tmp_path / "file" / "run")))
 
 
+# --- checkpoints that are cut short ------------------------------------------------------------------------
+
+
+def cut(prefix, kind, size=-7):
+    (path,) = Path(prefix).parent.glob(f"{Path(prefix).name}.{kind}")
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("kind", ["data*", "index"])
+@pytest.mark.parametrize("size", [0, 100, -7])
+def test_a_run_goes_on_from_an_older_state_where_the_newest_is_cut_short(options, tiny_codec, caplog, kind, size):
+    expected = fit.fit(tiny_codec, options)
+    expected = stored(expected.final), stored(expected.best)
+    newest = backup_of(options)
+    cut(newest, kind, size)
+    done = fit.fit(tiny_codec, dataclasses.replace(options, resume=True))
+    (line,) = [record.getMessage() for record in caplog.records if "cut short" in record.getMessage()]
+    assert line.startswith(f"{newest}: is cut short or damaged; the run continues from ") and line.endswith("ckpt-2")
+    assert len(done.history["loss"]) == 1
+    assert_same(stored(done.final), expected[0], rtol=0)
+    assert_same(stored(done.best), expected[1], rtol=0)
+    assert backup_of(options) == newest and fit.is_whole(newest)
+
+
+def test_a_run_without_a_whole_state_is_one_line_and_stays(options, tiny_codec):
+    fit.fit(tiny_codec, options)
+    backups = Path(options.train_path, "backup", "chief")
+    for index in backups.glob("*.index"):
+        cut(index.with_suffix(""), "data*")
+    (backups / "checkpoint").write_bytes(b"")  # TensorFlow's own list of them
+    before = {path: path.read_bytes() for path in Path(options.train_path).rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="ckpt-3: is cut short or damaged, and so are older states") as error:
+        fit.fit(tiny_codec, dataclasses.replace(options, resume=True))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="holds a training run"):
+        fit.fit(tiny_codec, options)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_best_epoch_is_sought_again_where_its_checkpoint_is_cut_short(options, tiny_codec, caplog):
+    fit.fit(tiny_codec, options)
+    best = os.path.join(options.train_path, "best", "weights")
+    cut(best, "data*")
+    with pytest.raises(UserError, match=f"{best}: is missing, cut short or damaged; .*final.safetensors is written"):
+        fit.fit(tiny_codec, dataclasses.replace(options, resume=True))
+    fit.fit(tiny_codec, dataclasses.replace(options, resume=True, epochs=4))
+    assert f"{best}: is missing, cut short or damaged" in caplog.text and fit.is_whole(best)
+
+
+def test_a_log_whose_last_line_is_cut_short_still_tells_the_best_loss(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,loss,val_loss\n0,2.0,1.5\n1,1.0,0.5\n2,1.")
+    assert fit._best_loss(str(tmp_path / "log.csv")) == 0.5
+
+
 # --- what the user can put right ---------------------------------------------------------------------------
 
 
@@ -323,6 +377,13 @@ def test_divergence_is_an_error_and_keeps_the_last_good_state(options, tiny_code
     trained = fit.fit(tiny_codec, dataclasses.replace(options, resume=True))
     assert len(trajectory) == trajectory.index("resumed") + 1 + 2 * STEPS
     assert np.isfinite(trained.history["loss"]).all()
+
+
+@pytest.mark.parametrize("poison", [dict(nan_at=1), dict(nan_gradient_at=STEPS - 1)])
+def test_divergence_in_the_first_epoch_promises_nothing(options, tiny_codec, poison):
+    with pytest.raises(UserError, match="epoch 1 is not finite. Nothing is kept: try a lower --learning_rate"):
+        fit.fit(lambda: tiny_codec(**poison), options)
+    assert len(fit.fit(tiny_codec, options).history["loss"]) == 3  # there is nothing in its way
 
 
 # --- averages, schedules, precision ------------------------------------------------------------------------

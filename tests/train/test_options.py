@@ -34,6 +34,7 @@ def test_flags_are_the_fields():
 
 
 def test_mixed_precision_needs_no_value():
+    assert parse("--train_glob=a,b", "--train_glob=c").train_glob == ("a,b", "c")
     assert parse("--train_glob=x", "--mixed_precision").mixed_precision == "auto"
     assert parse("--train_glob=x").mixed_precision == "off"
 

@@ -80,11 +80,14 @@ class CwicFlags(base.Flags):
         )
 
     def compress_controls(self, codec, args, image: np.ndarray) -> dict:
+        from models.io.images import check_writable
+
         if args.show_importance:
             codec.check_importance()
             if len(files.expand_inputs(args.inputs)) > 1:
                 raise UserError("--show_importance is for one input")
             files.check_target(args.show_importance, args.force)
+            check_writable(args.show_importance, *image.shape[:2])
         return {}
 
     def after_compress(self, codec, args, image: np.ndarray, data: bytes) -> None:

@@ -120,7 +120,7 @@ def test_one_bad_input_does_not_stop_the_others(run, crop):
     assert not Path("b.png.tfci").exists()
     assert len(lines(run.out)) == 2
     first, second = (line for line in lines(run.err) if line.startswith("error"))
-    assert first == "error: b.png: is not a picture, or of an unknown format"
+    assert first == "error: b.png: is not an image, or of an unknown format"
     assert second == "error: missing.png: no such file or directory"
     Path("b.png.tfci").write_bytes(Path("a.png.tfci").read_bytes()[:-3])
     assert run("decompress", "a.png.tfci", "b.png.tfci", "c.png.tfci", *W) == 1
@@ -144,6 +144,39 @@ def test_groups_and_partial(run, tiny, crop):
         assert run("decompress", "a.png.tfci", f"--groups={groups}", *W) == 1
         assert len(lines(run.err)) == 1 and "0 to 3" in run.err
     assert not Path("a.png.tfci.png").exists()
+
+
+def test_folders_are_mirrored(run, tiny, crop):
+    arrays = {"tree/a.png": crop(20, 30), "tree/x/a.png": crop(20, 30, top=200), "tree/x/y/b.png": crop(8, 8)}
+    for name, array in arrays.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        save(name, array)
+    assert run("compress", "tree/**/*.png", "-o", "out", *W) == 0
+    assert run("decompress", "out", "-o", "back", *W) == 0
+    for name, array in arrays.items():
+        below = Path(name).relative_to("tree")
+        stream = Path("out", f"{below}.tfci").read_bytes()
+        assert stream == tiny.compress(array)
+        np.testing.assert_array_equal(images.read_image(f"back/{below}.tfci.png"), tiny.decompress(stream))
+    before = files("out")
+    assert run("compress", "tree", "--recursive", "-o", "again", *W) == 0
+    assert list(files("again").values()) == list(before.values())
+    assert run("compress", "tree", "--no-recursive", "-o", "flat", *W) == 0
+    assert set(files("flat")) == {"flat/a.png.tfci"}
+    # Equal names are told apart, others are short.
+    assert run("evaluate", "tree", "--json", "figures.json", *W) == 0
+    names = [picture["name"] for picture in json.loads(Path("figures.json").read_text())["pictures"]]
+    assert names == ["a.png", "x/a.png", "x/y/b.png"]
+
+
+def test_an_argument_that_names_nothing_does_not_stop_the_others(run, crop):
+    save("a.png", crop(20, 30))
+    for command, result in (("compress", "a.png.tfci"), ("decompress", "a.png.tfci.png")):
+        source = result.rsplit(".", 1)[0]
+        assert run(command, "*.gif", source, *W) == 1
+        assert lines(run.err) == ["error: *.gif: matches no file"] and Path(result).exists()
+    assert run("evaluate", "*.gif", "a.png", *W) == 1
+    assert "error: *.gif: matches no file" in run.err and "mean of 1" in run.out
 
 
 # --- pictures of every kind --------------------------------------------------------------------------------------
@@ -193,7 +226,7 @@ def make_bad_pictures(crop):
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:900])
     Image.fromarray(crop(8, 8)[..., 0].astype(np.float32)).save("float.tif")
     return {
-        "text.png": "is not a picture",
+        "text.png": "is not an image",
         "empty.png": "is empty",
         "folder.png": "is a directory",
         "cut.png": "truncated",
@@ -287,6 +320,9 @@ def test_bad_outputs(run, tiny, crop):
         (("evaluate", "a.png", "--json", "nowhere/x.json"), "nowhere/x.json: its folder"),
         (("evaluate", "a.png", "--json", "file"), "file: exists already"),
         (("evaluate", "a.png", "--json", "folder"), "folder: is a directory"),
+        (("evaluate", "a.png", "--plot", "x.gif"), "x.gif: a plot is"),
+        (("compress", "a.png", "-o", "n" * 300), "n" * 300 + ": cannot be written: file name too long"),
+        (("decompress", "a.tfci", "-o", "n" * 300), "n" * 300 + ": cannot be written: file name too long"),
     ):
         assert run(*arguments, *W) == 1, arguments
         (line,) = lines(run.err)
@@ -437,7 +473,7 @@ def test_evaluate_prints_a_table_and_writes_json(run, tiny, crop):
     Path("c.png").write_text("no picture")
     assert run("evaluate", "?.png", "--json", "figures.json", *W) == 1
     assert [line for line in lines(run.err) if line.startswith("error")] == [
-        "error: c.png: is not a picture, or of an unknown format"
+        "error: c.png: is not an image, or of an unknown format"
     ]
     table = lines(run.out)
     assert len(table) == 4 and table[0].split()[0] == "image" and table[-1].startswith("mean of 2")
@@ -578,7 +614,7 @@ def test_as_a_process(process, tmp_path, tiny, tiny_weights, crop):
     assert done.returncode == 1
     assert len(lines(done.stdout)) == 2
     errors = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "file" not in line.split("|")[-1]]
-    assert errors == ["error: bad.png: is not a picture, or of an unknown format"], done.stderr
+    assert errors == ["error: bad.png: is not an image, or of an unknown format"], done.stderr
     for n in range(2):
         data = (tmp_path / f"{n}.png.tfci").read_bytes()
         assert data == tiny.compress(crop(20, 30, top=100 * n))

@@ -35,8 +35,36 @@ def test_targets_that_cannot_be(tmp_path):
         ("/proc/a", "cannot be written"),
     ]:
         with pytest.raises(UserError, match=match):
+            files.check_target(path, force=True)
+        with pytest.raises(UserError, match=match):
             files.atomic_write(path, b"data", force=True)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_open_is_written_and_read_where_it_stands(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with open(path, "ab") as out, open(path, "rb") as source:
+        (tmp_path / "link").symlink_to(f"/dev/fd/{out.fileno()}")
+        for name in (f"/dev/fd/{out.fileno()}", f"/proc/{os.getpid()}/fd/{out.fileno()}", tmp_path / "link"):
+            files.check_target(name)
+            files.atomic_write(name, b"+new")
+        assert path.read_bytes() == b"old+new+new+new"
+        os.lseek(source.fileno(), 4, os.SEEK_SET)
+        assert files.read_bytes(f"/proc/self/fd/{source.fileno()}") == b"new+new+new"
+        for name in (f"/dev/fd/{source.fileno()}", "/dev/fd/9999"):
+            with pytest.raises(UserError, match="is not open for writing"):
+                files.check_target(name)
+    assert not (tmp_path / "link").exists() and (tmp_path / "link").is_symlink()
+
+
+def test_a_pipe_can_be_read_from_wherever_one_likes(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(b"through"), daemon=True)
+    thread.start()
+    with files.open_input(tmp_path / "pipe") as file:
+        assert file.read() == b"through" and file.seek(0) == 0
+    thread.join(timeout=10)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -102,7 +130,8 @@ def test_a_glob_that_matches_nothing_is_refused(tmp_path):
 
 
 def names_of(*arguments):
-    return [str(path) for path in files.output_paths(*arguments)]
+    inputs, *others = arguments
+    return [str(path) for path in files.output_paths(files.find_inputs(inputs), *others)]
 
 
 def test_where_results_go(tmp_path, monkeypatch):
@@ -118,16 +147,63 @@ def test_where_results_go(tmp_path, monkeypatch):
 
 def test_results_that_would_clash_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="of both x/a.png and y/a.png"):
-        files.output_paths(["x/a.png", "y/a.png"], "out", ".tfci")
+    with pytest.raises(UserError, match="of both a.png and ../"):
+        names_of(["a.png", f"./../{tmp_path.name}/a.png"], "out", ".tfci")
     with pytest.raises(UserError, match="is an input"):
-        files.output_paths(["a.png"], "./a.png", ".tfci")
+        names_of(["a.png"], "./a.png", ".tfci")
     with pytest.raises(UserError, match="is an input"):
-        files.output_paths(["a.png", "a.png.tfci"], None, ".tfci")
+        names_of(["a.png", "a.png.tfci"], None, ".tfci")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="need a folder"):
-        files.output_paths(["a.png", "b.png"], "file", ".tfci")
+        names_of(["a.png", "b.png"], "file", ".tfci")
     with pytest.raises(UserError, match="cannot be made"):
-        files.output_paths(["a.png", "b.png"], "file/deeper", ".tfci")
+        names_of(["a.png", "b.png"], "file/deeper", ".tfci")
     with pytest.raises(UserError, match="is a directory"):
-        files.output_paths(["."], None, ".tfci")
+        names_of(["."], None, ".tfci")
+
+
+def test_folders_below_the_root_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "tree/a.png",
+        "tree/x/a.png",
+        "tree/y/z/a.png",
+        "tree/y/b.PNG",
+        "tree/y/notes.txt",
+        "tree/.cache/c.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    below = ["a.png", "x/a.png", "y/b.PNG", "y/z/a.png"]
+
+    def found(*arguments, **options):
+        return sorted(map(str, files.find_inputs(arguments, {".png"}, **options).values()))
+
+    assert found("tree") == found(str(tmp_path / "tree")) == found("./tree/") == below
+    assert found("tree", recursive=False) == ["a.png"]
+    assert found("tree/**/*.png") == ["a.png", "x/a.png", "y/z/a.png"]
+    assert found("t*/y/*/a.png") == ["tree/y/z/a.png"]
+    assert found("tree/x/a.png", "tree/y/b.PNG") == ["a.png", "b.PNG"]
+    assert found("tree/y/*/../b.PNG") == ["b.PNG"]
+    with pytest.raises(UserError, match="tree/.cache/none: is a directory without such files"):
+        (tmp_path / "tree" / ".cache" / "none").mkdir()
+        found("tree/.cache/none")
+    inputs = files.find_inputs(["tree"], {".png"})
+    assert [str(path) for path in files.output_paths(inputs, "out", ".tfci")] == [
+        f"out/{name}.tfci" for name in map(str, inputs.values())
+    ]
+    assert (tmp_path / "out" / "y" / "z").is_dir()
+    # Named one by one, as a shell does it: the same where two names would be equal, else flat.
+    names = ["tree/x/a.png", "tree/y/z/a.png"]
+    assert names_of(names, "flat", ".tfci") == ["flat/x/a.png.tfci", "flat/y/z/a.png.tfci"]
+    assert names_of(["tree/x/a.png", "tree/y/b.PNG"], "flat", ".tfci") == ["flat/a.png.tfci", "flat/b.PNG.tfci"]
+
+
+def test_a_dash_is_standard_input_and_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").touch()
+    assert names_of(["-"], None, ".tfci") == names_of(["a.png"], "-", ".tfci") == ["/dev/stdout"]
+    assert names_of(["-", "a.png"], "out", ".tfci") == ["out/stdin.tfci", "out/a.png.tfci"]
+    assert names_of(["./-"], "./-x", ".tfci") == ["-x"] and files.expand_inputs(["./-"])[0].is_file()
+    with pytest.raises(UserError, match="-: standard output takes one result, and there are 2"):
+        names_of(["a.png", "b.png"], "-", ".tfci")

@@ -2,13 +2,16 @@
 
 import io
 import os
+import re
 import struct
+import sys
 import warnings
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from models.io import images
 from models.io.errors import UserError
@@ -268,7 +271,7 @@ def test_a_profile_for_other_pixels_is_ignored(tmp_path, mode):
     np.testing.assert_array_equal(images.read_image(path), np.asarray(image.convert("RGB")))
 
 
-def test_a_grey_profile_is_converted(tmp_path):
+def grey_profile():
     # A grey profile with gamma 1.0: light is stored in proportion, so a middle grey is shown brighter.
     chunks = {
         b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">iii", 63190, 65536, 54061),
@@ -281,9 +284,104 @@ def test_a_grey_profile_is_converted(tmp_path):
     rest = struct.pack(">I", len(chunks)) + table + body
     header = struct.pack(">I4sI4s4s4s", 128 + len(rest), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ")
     header += b"\0" * 12 + b"acsp" + b"\0" * 28 + struct.pack(">iii", 63190, 65536, 54061)
-    profile = header.ljust(128, b"\0") + rest
-    path = saved(tmp_path / "g.png", Image.new("L", (8, 8), 128), icc_profile=profile)
-    np.testing.assert_allclose(images.read_image(path).astype(int), 188, atol=1)
+    return header.ljust(128, b"\0") + rest
+
+
+@pytest.mark.parametrize("kind", ["L", "LA", "L with a key", "16 bits", "one bit"])
+def test_a_grey_profile_is_converted_whatever_happens_to_alpha(tmp_path, kind):
+    level, shown = (255, 255) if kind == "one bit" else (128, 188)
+    image = Image.new("L", (8, 8), level)
+    options = {"icc_profile": grey_profile()}
+    if kind == "LA":
+        image = Image.merge("LA", [image, Image.new("L", (8, 8), 77)])
+    elif kind == "L with a key":
+        options["transparency"] = 128
+    elif kind == "16 bits":
+        image = Image.fromarray(np.full((8, 8), 128 * 257, np.uint16))
+    elif kind == "one bit":
+        image = image.convert("1")
+    path = saved(tmp_path / "g.png", image, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", images.ImageWarning)
+        np.testing.assert_allclose(images.read_image(path).astype(int), shown, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "RGB with a key", "palette", "palette with alpha"])
+def test_a_colour_profile_is_converted_whatever_happens_to_alpha(tmp_path, kind):
+    options, image = {"icc_profile": matrix_profile(swap=True)}, Image.fromarray(RAMP)
+    if kind == "RGBA":
+        image.putalpha(77)
+    elif kind == "RGB with a key":
+        options["transparency"] = tuple(int(v) for v in RAMP[3, 5])
+    else:
+        image = image.quantize(64)
+        if kind == "palette with alpha":
+            options["transparency"] = bytes(range(64))
+    path = saved(tmp_path / "x.png", image, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", images.ImageWarning)
+        result = images.read_image(path).astype(int)
+    np.testing.assert_allclose(result, np.asarray(image.convert("RGB"))[..., ::-1], atol=2)
+
+
+# --- gAMA and cHRM -----------------------------------------------------------------------------------------
+
+SRGB_XY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+ADOBE_XY = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+
+
+def png_with(path, pixels, gamma=None, xy=None, is_srgb=False, **options):
+    """Saves a PNG with chunks of colour."""
+    info = PngImagePlugin.PngInfo()
+    if gamma is not None:
+        info.add(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    if xy is not None:
+        info.add(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in xy)))
+    if is_srgb:
+        info.add(b"sRGB", b"\0")
+    return saved(path, Image.fromarray(pixels), pnginfo=info, **options)
+
+
+def test_png_gamma_and_primaries_are_applied(tmp_path):
+    """Against the formulas of sRGB and of colorimetry."""
+
+    def to_xyz(xy):
+        x, y = np.reshape(xy, (4, 2)).T
+        white, *primaries = np.stack([x / y, np.ones(4), (1 - x - y) / y], axis=-1)
+        primaries = np.transpose(primaries)
+        return primaries * np.linalg.solve(primaries, white)
+
+    for gamma, xy in ((1.0, None), (0.3, SRGB_XY), (1 / 1.8, ADOBE_XY), (1.0, ADOBE_XY)):
+        light = (RAMP / 255) ** (1 / gamma)
+        light = light @ np.linalg.solve(to_xyz(SRGB_XY), to_xyz(xy or SRGB_XY)).T
+        light = light.clip(0, 1)
+        expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        result = images.read_image(png_with(tmp_path / "g.png", RAMP, gamma, xy))
+        np.testing.assert_allclose(result.astype(int), expected, atol=1.5)
+
+
+def test_png_gamma_of_grey_and_beside_what_comes_first(tmp_path):
+    grey = png_with(tmp_path / "g.png", np.full((8, 8), 128, np.uint8), 1.0)
+    np.testing.assert_allclose(images.read_image(grey).astype(int), 188, atol=1)
+    for options in ({"is_srgb": True}, {"icc_profile": matrix_profile()}):
+        path = png_with(tmp_path / "s.png", RAMP, 1.0, **options)
+        np.testing.assert_array_equal(images.read_image(path), RAMP)
+
+
+@pytest.mark.parametrize(
+    "gamma, xy",
+    [
+        (0.45455, None),
+        (0.45455, SRGB_XY),
+        (None, SRGB_XY),
+        (0.0, None),
+        (9999, None),
+        (None, (0.0,) * 8),
+        (1.0, (0.3,) * 8),
+    ],
+)
+def test_png_chunks_that_say_srgb_or_nothing_change_no_pixel(tmp_path, gamma, xy):
+    np.testing.assert_array_equal(images.read_image(png_with(tmp_path / "s.png", RAMP, gamma, xy)), RAMP)
 
 
 # --- files that are no pictures --------------------------------------------------------------------------
@@ -299,7 +397,7 @@ def refused(path, match):
 def test_what_is_no_picture_is_one_line(tmp_path):
     (tmp_path / "text.png").write_text("Dear picture,\n")
     (tmp_path / "empty.png").write_bytes(b"")
-    refused(tmp_path / "text.png", "is not a picture")
+    refused(tmp_path / "text.png", "is not an image, or of an unknown format")
     refused(tmp_path / "empty.png", "is empty")
     refused(tmp_path / "missing.png", "no such file")
     refused(tmp_path, "directory")
@@ -312,7 +410,7 @@ def test_truncated_anywhere_is_one_line_or_no_picture(tmp_path, extension):
     for size in sorted({1, 7, 20, 60, len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4}):
         path = tmp_path / f"cut.{extension}"
         path.write_bytes(whole[:size])
-        refused(path, "picture|damaged")
+        refused(path, "not an image|damaged")
 
 
 def test_any_damaged_byte_of_a_png_is_a_picture_or_one_line(tmp_path):
@@ -327,9 +425,110 @@ def test_any_damaged_byte_of_a_png_is_a_picture_or_one_line(tmp_path):
         assert result.dtype == np.uint8 and result.shape[2] == 3
 
 
-def test_a_decompression_bomb_is_refused(tmp_path):
-    (tmp_path / "bomb.png").write_bytes(png_chunks(60000, 60000, 1, 0, [b"\0"]))
-    refused(tmp_path / "bomb.png", "too many pixels")
+def bomb(name):
+    """An image file whose header declares 60000x60000 pixels, or as many as its format can hold."""
+    if name == "png":
+        return png_chunks(60000, 60000, 1, 0, [b"\0"])
+    if name == "ppm":
+        return b"P6 60000 60000 255\n"
+    buffer = io.BytesIO()
+    Image.fromarray(RAMP).save(
+        buffer, {"jpg": "JPEG"}.get(name, name), **({"lossless": True} if name == "webp" else {})
+    )
+    data = bytearray(buffer.getvalue())
+    mark, skipped, size = {
+        "bmp": (b"\x28\0\0\0", 4, struct.pack("<ii", 60000, 60000)),
+        "gif": (b"GIF87a", 6, struct.pack("<HH", 65535, 65535)),
+        "jpg": (b"\xff\xc0", 5, struct.pack(">HH", 60000, 60000)),
+        "avif": (b"ispe", 8, struct.pack(">II", 60000, 60000)),
+        "webp": (b"VP8L", 9, struct.pack("<I", 16383 | 16383 << 14)),
+    }[name]
+    start = data.index(mark) + skipped
+    data[start : start + len(size)] = size
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["png", "ppm", "bmp", "gif", "jpg", "avif", "webp"])
+def test_a_decompression_bomb_is_refused(tmp_path, name):
+    (tmp_path / f"bomb.{name}").write_bytes(bomb(name))
+    refused(tmp_path / f"bomb.{name}", "has too many pixels: [0-9]+, and at most 178956970")
+
+
+def test_damage_that_hides_the_format_names_it(tmp_path):
+    whole = saved(tmp_path / "a.png", Image.fromarray(RAMP)).read_bytes()
+    bad_sum = whole[:33] + b"\0\0\0\4tEXta\0bc\0\0\0\0" + whole[33:]
+    (tmp_path / "sum.png").write_bytes(bad_sum)
+    refused(tmp_path / "sum.png", "damaged or truncated PNG image.*checksum in b'tEXt'")
+
+
+def tiff(bits, sample_format, samples=1):
+    """The header of a TIFF of 4x4 pixels."""
+    tags = [(256, 4), (257, 4), (258, bits), (259, 1), (262, 2 if samples == 3 else 1), (273, 8), (277, samples)]
+    tags += [(278, 4), (279, 10), (339, sample_format)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8) + directory + b"\0" * 4
+
+
+def bmp_444():
+    """A sound BMP of 12 bits a pixel."""
+    info = struct.pack("<IiiHHIIiiII", 56, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0) + struct.pack("<IIII", 0xF00, 0xF0, 0xF, 0)
+    return b"BM" + struct.pack("<IHHI", 70 + 32, 0, 0, 70) + info + b"\0" * 32
+
+
+UNSUPPORTED = {
+    "444.bmp": (bmp_444(), "BMP image of a kind that is not supported (Unsupported BMP bitfields layout): convert it"),
+    "float.tif": (
+        tiff(32, 3, 3),
+        "TIFF image of a kind that is not supported (samples of 32/32/32 bits, floating point)",
+    ),
+    "double.tif": (tiff(64, 3), "TIFF image of a kind that is not supported (samples of 64 bits, floating point)"),
+    "a.dds": (
+        b"DDS "
+        + struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0)
+        + b"\0" * 44
+        + struct.pack("<II4s", 32, 4, b"XXXX")
+        + b"\0" * 40,
+        "DDS image of a kind that is not supported",
+    ),
+    "a.exr": (b"\x76\x2f\x31\x01\2\0\0\0", "OpenEXR is not supported: its pixels are light in floating point"),
+    "a.hdr": (b"#?RADIANCE\n", "Radiance HDR is not supported: its pixels are light in floating point"),
+    "a.pfm": (b"PF\n4 4\n-1.0\n", "PFM is not supported: its pixels are light in floating point"),
+    "a.heic": (
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40,
+        "HEIC is not supported: pip install pillow-heif, or",
+    ),
+    "mif1.heic": (b"\0\0\0\x18ftypmif1\0\0\0\0heicmif1" + b"\0" * 40, "HEIC is not supported"),
+    "a.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 40, "JPEG XL is not supported: pip install pillow-jxl-plugin, or"),
+    "bare.jxl": (b"\xff\x0a" + b"\0" * 40, "JPEG XL is not supported"),
+    "a.svg": (
+        b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- x -->\n<svg width="4"/>',
+        "SVG is not supported: a drawing without",
+    ),
+    "a.pdf": (b"%PDF-1.7\n", "PDF is not supported"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_not_supported_says_so_and_what_to_do(tmp_path, monkeypatch, name):
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if not installed
+    data, says = UNSUPPORTED[name]
+    (tmp_path / name).write_bytes(data)
+    refused(tmp_path / name, re.escape(says))
+
+
+def test_a_plug_in_that_is_installed_reads_its_format(tmp_path, monkeypatch):
+    """A plug-in's way of teaching Pillow, with a format that Pillow knows under another signature."""
+
+    def register_heif_opener():
+        Image.register_open("HEIF", lambda file, name: Image.open(io.BytesIO(file.read()[24:])), lambda p: b"heic" in p)
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register_heif_opener))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    png = saved(tmp_path / "a.png", Image.fromarray(RAMP)).read_bytes()
+    (tmp_path / "a.heic").write_bytes(UNSUPPORTED["a.heic"][0][:24] + png)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.heic"), RAMP)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
