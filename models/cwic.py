@@ -19,10 +19,7 @@ resolution: n = 64 bits a position, none of them trimmed, are 1 bit per pixel.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
-    from models.io import terminal
-
-    terminal.prepare()
-    from models.app.cli import main
+    from models.app import main
 
     main("cwic")
 

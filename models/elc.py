@@ -26,10 +26,7 @@ Four stages of training, each from the weights of the one before:
 from __future__ import annotations
 
 if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
-    from models.io import terminal
-
-    terminal.prepare()
-    from models.app.cli import main
+    from models.app import main
 
     main("elc")
 

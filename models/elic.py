@@ -23,10 +23,7 @@ PCA initialisation, a second analysis before a file is written (`Codec.refine_an
 from __future__ import annotations
 
 if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
-    from models.io import terminal
-
-    terminal.prepare()
-    from models.app.cli import main
+    from models.app import main
 
     main("elic")
 

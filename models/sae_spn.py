@@ -21,10 +21,7 @@ Raman et al.: "CompressNet: Generative Compression at Extremely Low Bitrates", W
 from __future__ import annotations
 
 if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
-    from models.io import terminal
-
-    terminal.prepare()
-    from models.app.cli import main
+    from models.app import main
 
     main("sae_spn")
 

@@ -21,10 +21,7 @@ matter: into a region, where a drawn map says so, or where a classifier looks (m
 from __future__ import annotations
 
 if __name__ == "__main__":  # before TensorFlow is imported, for which --help does not wait
-    from models.io import terminal
-
-    terminal.prepare()
-    from models.app.cli import main
+    from models.app import main
 
     main("sft")
 

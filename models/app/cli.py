@@ -24,9 +24,6 @@ from models.io import files, images, terminal
 from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
-#: Before TensorFlow is imported: the chatter of its libraries when they start.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
     """Runs the command line of `model` and exits.
