@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,16 @@ from PIL import Image
 
 # Pixels are compared with those of golden files, on whatever processor this is; tests of bfloat16 name it.
 os.environ["ZOO_PRECISION"] = "float32"
+
+
+def pytest_configure(config):
+    """A temporary folder for this process and those it starts: TensorFlow's AutoGraph leaves files there."""
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="zoo-tests-")
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(tempfile.tempdir, ignore_errors=True)
+
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

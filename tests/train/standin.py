@@ -1,10 +1,11 @@
 """A codec of two layers, without noise, with the interface that training relies on."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import safetensors.numpy
 import tensorflow as tf
+
+from models.codec.registry import Card, Entry, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,9 @@ class TinyCodec(tf.keras.Model):
       channels: of the latents.
     """
 
-    entry = SimpleNamespace(name="tiny")
+    entry = Entry(
+        Card("tiny", 254, "Tiny", {"base": Preset("for tests", kmac=1.0)}), None, TinyConfig, {"base": TinyConfig()}
+    )
 
     def __init__(self, lmbda: float = 0.01, nan_at: int = -1, nan_gradient_at: int = -1, channels: int = 4):
         super().__init__()
@@ -44,6 +47,9 @@ class TinyCodec(tf.keras.Model):
 
     def settings(self):
         return {"lambda": str(self.lmbda)}
+
+    def named_variables(self):
+        return {variable.name: variable for variable in self.variables}
 
     def freeze(self, part):
         self.frozen = part
