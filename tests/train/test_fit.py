@@ -215,7 +215,7 @@ def test_a_run_is_not_overwritten_or_mixed_up(options, tiny_codec):
     [
         (dict(lmbda=0.02), "lambda 0.01, and cannot resume with 0.02"),
         (dict(channels=5), "config.channels 4, and cannot resume with 5"),  # would not fit the checkpoint's shapes
-        (dict(part="decoder"), "fix nothing, and cannot resume with decoder"),
+        (dict(part="decoder"), "freeze nothing, and cannot resume with decoder"),
         (dict(name="other"), "model tiny, and cannot resume with other"),
     ],
 )
