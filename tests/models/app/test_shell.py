@@ -74,8 +74,6 @@ def test_a_dash_is_standard_input_and_output(shell, tmp_path, pair, tiny):
         ("| true", 0, ""),
         ("> /dev/full", 1, "error: standard output: no space left on device"),
         (">&-", 0, ""),
-        ("2>&-", 0, ""),
-        ("> /dev/null 2> /dev/full", 0, ""),
     ],
 )
 def test_no_stream_stops_the_work(shell, tmp_path, pair, tiny, redirection, code, says):
@@ -85,7 +83,7 @@ def test_no_stream_stops_the_work(shell, tmp_path, pair, tiny, redirection, code
         assert (tmp_path / "d" / f"{name}.png.tfci").read_bytes() == tiny.compress(pixels)
 
 
-@pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", "> /dev/full 2>&1", "2>&1 | true", ">&- 2>&-"])
+@pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", ">&- 2>&-"])
 def test_a_bad_input_that_cannot_be_reported_does_not_stop_the_others(shell, tmp_path, pair, tiny, redirection):
     done = shell(f"elic compress missing.png a.png b.png -o d $W {redirection}")
     assert done.returncode == 1
