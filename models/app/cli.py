@@ -19,6 +19,7 @@ from absl.flags import argparse_flags
 
 from models.app import commands, flags
 from models.codec import registry, weights
+from models.codec.precision import AUTO, FLOAT32, PRECISIONS
 from models.entropy import container
 from models.io import files, images, terminal
 from models.io.errors import UserError
@@ -131,6 +132,7 @@ def _add_compress(subcommands, card: registry.Card, own: flags.Flags) -> None:
     rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
     _add_effort_flag(parser, card)
     _add_tile_flag(parser)
+    _add_precision_flag(parser)
     _add_weights_flags(parser, card)
 
 
@@ -145,6 +147,7 @@ def _add_decompress(subcommands, card: registry.Card) -> None:
     _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
     _add_stream_weights_flag(parser)
     _add_tile_flag(parser)
+    _add_precision_flag(parser)
     if card.progressive:
         parser.add_argument(
             "--groups",
@@ -181,6 +184,16 @@ def _add_tile_flag(parser) -> None:
         metavar="PIXELS",
         help="Side of the tiles that large pictures are worked through in: smaller ones take less memory and more "
         "time. By default 1024 above 2.6 megapixels; smaller pictures are not cut.",
+    )
+
+
+def _add_precision_flag(parser, default: str = AUTO, why: str = "bfloat16 where this processor multiplies it") -> None:
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=default,
+        help=f"Of the transforms. By default {why}. Files are the same format, and decode to the same symbols with "
+        "either.",
     )
 
 
@@ -228,6 +241,7 @@ def _add_evaluate(subcommands, card: registry.Card) -> None:
         metavar="NAME",
         help="Also write the mean figures into the header of the weights file, under this name, such as kodak.",
     )
+    _add_precision_flag(parser)
     _add_weights_flags(parser, card)
 
 
@@ -256,6 +270,7 @@ def _add_export(subcommands, card: registry.Card) -> None:
     )
     _add_effort_flag(parser, card)
     _add_tile_flag(parser)
+    _add_precision_flag(parser, FLOAT32, "float32, which every server computes well")
     parser.add_argument(
         "--gpu",
         action="store_true",

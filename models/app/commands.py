@@ -17,6 +17,7 @@ import numpy as np
 
 from models.app import flags
 from models.codec import registry, weights
+from models.codec.precision import AUTO
 from models.entropy import container
 from models.io import files, formats, images
 from models.io.errors import UserError
@@ -47,7 +48,7 @@ def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = Tr
         raise UserError(f"--effort {effort}: must not be negative")
 
     weights.check_model(path, model)
-    codec = load(path, synthesis=synthesis)
+    codec = load(path, synthesis=synthesis, precision=getattr(args, "precision", AUTO))
     if tile is not None and codec.reach is None:
         raise UserError(
             f"--tile: each pixel depends on the whole picture with these {model} weights, which normalise over it"
@@ -248,6 +249,7 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     if len(inputs) * len(args.quality) >= TRACE_FROM:
         codec.trace(options)
     facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
+    facts["precision"] = codec.precision
     if getattr(args, "effort", None) is not None:
         facts["effort"] = options.effort
     to_device = figures is not None and files.is_device(figures)
@@ -328,7 +330,7 @@ def export(model: str, args: argparse.Namespace) -> int:
             stacklevel=1,
         )
     card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
-    card |= weights.read_metadata(path)
+    card |= {**weights.read_metadata(path), "precision": codec.precision}
     options = _encoder_options(args)
     with exact.algorithm_independent(True if args.gpu else None):
         if args.tflite:

@@ -10,6 +10,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from models.io.errors import UserError
+
 FLOAT32, BFLOAT16, AUTO = "float32", "bfloat16", "auto"
 PRECISIONS = (AUTO, FLOAT32, BFLOAT16)
 #: Processor flags of instructions that multiply bfloat16.
@@ -25,17 +27,17 @@ def resolve(name: str) -> str:
     variable `ZOO_PRECISION` overrules that.
 
     Raises:
-      ValueError: it is none of `PRECISIONS`.
+      UserError: it, or what the variable says, is none of `PRECISIONS`.
     """
     if name not in PRECISIONS:
-        raise ValueError(f"no precision is called {name!r}; there are: {', '.join(PRECISIONS)}")
+        raise UserError(f"no precision is called {name!r}; there are: {', '.join(PRECISIONS)}")
     if name != AUTO:
         return name
     named = os.environ.get(VARIABLE, AUTO)
     if named in (FLOAT32, BFLOAT16):
         return named
     if named != AUTO:
-        raise ValueError(f"the environment variable {VARIABLE} is {named!r}; there are: {', '.join(PRECISIONS)}")
+        raise UserError(f"the environment variable {VARIABLE} is {named!r}; there are: {', '.join(PRECISIONS)}")
     one_dnn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1") not in ("0", "false")
     return BFLOAT16 if one_dnn and _INSTRUCTIONS & _processor_flags() and not _has_gpu() else FLOAT32
 

@@ -40,8 +40,7 @@ def load(path, preset: str | None = None, *, synthesis: bool = True, precision: 
       precision: of the transforms, see `models/codec/precision.py`: "auto", "float32" or "bfloat16".
 
     Raises:
-      UserError: no such file, not ours, damaged; no weights of that preset ship.
-      ValueError: no such precision.
+      UserError: no such file, not ours, damaged; no weights of that preset ship; no such precision.
     """
     if path in registry.CARDS:
         path = weights.default(path, preset)
