@@ -64,7 +64,7 @@ def test_nothing_is_lost_without_rounding(medium, crop):
     "path, quality, least", [(MEDIUM, 4, 0.0), (MEDIUM, 5, 0.01), (MEDIUM, 6, 0.02), (SFT, 0.8, 0.0), (SFT, 1, 0.02)]
 )
 def test_it_pays(crop, tmp_path, path, quality, least):
-    """Of rounded latents: where symbols are chosen, too, that brings most of the same (res/doc/elic.md)."""
+    """Of rounded latents: where symbols are chosen, too, that brings most of the same (res/doc/methods.md)."""
     once, twice = ({"rdoq": 0.0, "compensation": share} for share in (0.0, load(path).compensation))
     assert gain(path, tmp_path, crop(192, 256), quality, once, twice) > least
 
