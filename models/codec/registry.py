@@ -33,7 +33,7 @@ class Card:
     name: as in `models/<name>.py`. model_id: the format byte of its files. title: one line. presets: those that `train`
     takes, its default first. weights: the stem of the weights file that coding takes by default. progressive: whether
     `decompress` takes `groups`. searchable: whether `compress` takes an effort. quality: the range of `--quality`,
-    where it is not from 1 to the number of λ.
+    where it is not from 1 to the number of λ. bfloat16: whether transforms may be computed in it by default.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Card:
     progressive: bool = False
     searchable: bool = False
     quality: str | None = None
+    bfloat16: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,7 @@ _ZOO = (
             "small": Preset("a thirtieth of the paper's work", 1.004, 22.8),
         },
         weights="small-sae_spn",
+        bfloat16=False,  # a switch that another rounding predicts moves a pixel
     ),
     Card(
         "elc",

@@ -15,7 +15,7 @@ import tensorflow as tf
 from models.codec import coding, registry, weights
 from models.codec.lambdas import check_lambdas
 from models.codec.options import DEFAULTS
-from models.codec.precision import AUTO, coding_policy, resolve, scope
+from models.codec.precision import AUTO, FLOAT32, coding_policy, resolve, scope
 from models.codec.variables import through_float16, without_initialisers
 from models.entropy import tables
 from models.entropy.coders import SymbolCount, TableRate
@@ -46,6 +46,9 @@ def load(path, preset: str | None = None, *, synthesis: bool = True, precision: 
         path = weights.default(path, preset)
     elif preset is not None:
         raise UserError(f"{path}: no model is called so; a preset goes with the name of a model")
+    card = registry.CARDS.get(weights.read_metadata(path).get("model"))
+    if precision == AUTO and card is not None and not card.bfloat16:
+        precision = FLOAT32
     computed_in = resolve(precision)
     with without_initialisers(), scope(coding_policy(computed_in)):
         codec, values, weights_id = _from_file(path, synthesis=synthesis)

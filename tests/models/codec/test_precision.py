@@ -27,7 +27,8 @@ def test_files_of_either_decode_alike_with_either(pair, crop):
     for data in [codec.compress(image) for codec in pair]:
         tf.nest.map_structure(np.testing.assert_array_equal, *(codec.latents(data) for codec in pair))
         difference = np.subtract(*(codec.decompress(data).astype(int) for codec in pair))
-        assert np.mean(np.abs(difference)) < 1
+        # A switch of SAE-SPN's that another rounding predicts moves a pixel.
+        assert np.mean(np.abs(difference)) < (1 if pair[0].entry.card.bfloat16 else 5)
 
 
 def test_what_auto_is(monkeypatch):
@@ -48,6 +49,12 @@ def test_what_auto_is(monkeypatch):
     assert precision.resolve("auto") == "float32"
     monkeypatch.setenv("ZOO_PRECISION", "bfloat16")
     assert precision.resolve("auto") == "bfloat16" and precision.resolve("float32") == "float32"
+
+
+def test_models_that_choose_by_floats_stay_in_float32(monkeypatch, golden_weights):
+    monkeypatch.setenv("ZOO_PRECISION", "bfloat16")
+    assert load(golden_weights("sae_spn")).precision == "float32"
+    assert load(golden_weights("cwic")).precision == "bfloat16"
 
 
 def test_names_that_are_none(monkeypatch):
