@@ -17,13 +17,14 @@ import numpy as np
 
 from models.app import flags
 from models.codec import registry, weights
+from models.codec.options import EncoderOptions
 from models.codec.precision import AUTO
 from models.entropy import container
 from models.io import files, formats, images
 from models.io.errors import UserError
 from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
 
-#: From so many files on `evaluate` works with graphs: making them takes longer than some of the work without.
+#: From so many files on work is done with graphs: making them takes longer than some of the work without.
 TRACE_FROM = 16
 
 
@@ -60,8 +61,6 @@ def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = Tr
 
 def _encoder_options(args: argparse.Namespace, **more):
     """What --effort and --tile ask of the encoder, where a subcommand has them."""
-    from models.codec.options import EncoderOptions
-
     effort = getattr(args, "effort", None)
     given = {} if effort is None else {"effort": effort}
     return EncoderOptions(**given, tile=_tile(args), **more)
@@ -141,6 +140,8 @@ def compress(model: str, args: argparse.Namespace) -> int:
     # An iteration of a large image takes long.
     progress = functools.partial(tqdm, desc="RDOQ", unit="iteration", delay=2, leave=False, disable=None)
     options = _encoder_options(args, progress=progress)
+    if len(targets) >= TRACE_FROM:
+        codec.trace(options)
 
     def work(source: Path) -> str:
         target = targets[source]
@@ -167,8 +168,8 @@ def _target_bytes(args: argparse.Namespace, pixels: int) -> int | None:
     return None if args.target_kb is None else int(args.target_kb * 1000)
 
 
-def codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.Header], object]:
-    """Loads the codec that wrote a stream, or that of --weights, each once."""
+def codec_finder(model: str, args: argparse.Namespace, files_ahead: int = 1) -> Callable[[container.Header], object]:
+    """Loads the codec that wrote a stream, or that of --weights, each once; with graphs for many files ahead."""
     codecs: dict[bytes | None, object] = {}  # by weights id: inputs may come from several sets
 
     def codec_for(header: container.Header):
@@ -181,6 +182,8 @@ def codec_finder(model: str, args: argparse.Namespace) -> Callable[[container.He
         if key not in codecs:
             path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
             codecs[key] = _load(model, path, args)
+            if files_ahead >= TRACE_FROM:
+                codecs[key].trace(EncoderOptions(tile=_tile(args)))
         return codecs[key]
 
     return codec_for
@@ -191,7 +194,7 @@ def decompress(model: str, args: argparse.Namespace) -> int:
     targets, code = find_files(args, {STREAM_SUFFIX}, PICTURE_SUFFIX)
     if not targets:
         return code
-    codec_for = codec_finder(model, args)
+    codec_for = codec_finder(model, args, files_ahead=len(targets))
 
     def work(source: Path) -> str:
         target = targets[source]

@@ -513,6 +513,20 @@ def test_evaluate_makes_graphs_for_many_files(run, crop, monkeypatch):
         assert one["psnr"] == pytest.approx(other["psnr"], abs=0.001)
 
 
+def test_many_files_are_worked_through_with_graphs(run, crop, monkeypatch):
+    for n in range(3):
+        save(f"{n}.png", crop(40 + n, 60))
+    trace = mock.Mock(side_effect=Codec.trace)
+    monkeypatch.setattr(Codec, "trace", lambda codec, options: trace(codec, options))
+    for first, calls in ((4, 0), (3, 2)):
+        monkeypatch.setattr(commands, "TRACE_FROM", first)
+        assert run("compress", "?.png", "-o", "packed", "-f", *W) == 0
+        assert run("decompress", "packed/*.tfci", "-o", "back", "-f", *W) == 0
+        assert trace.call_count == calls
+        sizes = [images.read_image(f"back/{n}.png.tfci.png").shape for n in range(3)]
+        assert sizes == [(40 + n, 60, 3) for n in range(3)]
+
+
 # --- train -------------------------------------------------------------------------------------------------------
 
 
