@@ -23,7 +23,7 @@ from models.codec.precision import AUTO, FLOAT32, PRECISIONS
 from models.entropy import container
 from models.io import files, images, terminal
 from models.io.errors import UserError
-from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
+from models.io.files import IMAGE_SUFFIX, STREAM_SUFFIX
 
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
@@ -122,8 +122,8 @@ def _add_train(subcommands, card: registry.Card, own: flags.Flags) -> None:
 
 
 def _add_compress(subcommands, card: registry.Card, own: flags.Flags) -> None:
-    parser = _subcommand(subcommands, "compress", commands.compress, f"Compresses pictures to {STREAM_SUFFIX} files.")
-    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Images, folders or globs; - is standard input.")
+    parser = _subcommand(subcommands, "compress", commands.compress, f"Compresses images to {STREAM_SUFFIX} files.")
+    parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="Images, folders or globs; - is standard input.")
     _add_recursive_flag(parser)
     _add_output_flags(parser, "result", STREAM_SUFFIX)
     rate = parser.add_mutually_exclusive_group()
@@ -138,13 +138,13 @@ def _add_compress(subcommands, card: registry.Card, own: flags.Flags) -> None:
 
 def _add_decompress(subcommands, card: registry.Card) -> None:
     parser = _subcommand(
-        subcommands, "decompress", commands.decompress, f"Decompresses {STREAM_SUFFIX} files to pictures."
+        subcommands, "decompress", commands.decompress, f"Decompresses {STREAM_SUFFIX} files to images."
     )
     parser.add_argument(
         "inputs", nargs="+", metavar="FILE", help=f"{STREAM_SUFFIX} files, folders or globs; - is standard input."
     )
     _add_recursive_flag(parser)
-    _add_output_flags(parser, "picture (its extension chooses the format)", PICTURE_SUFFIX)
+    _add_output_flags(parser, "image (its extension chooses the format)", IMAGE_SUFFIX)
     _add_stream_weights_flag(parser)
     _add_tile_flag(parser)
     _add_precision_flag(parser)
@@ -182,8 +182,8 @@ def _add_tile_flag(parser) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="Side of the tiles that large pictures are worked through in: smaller ones take less memory and more "
-        "time. By default 1024 above 2.6 megapixels; smaller pictures are not cut.",
+        help="Side of the tiles that large images are worked through in: smaller ones take less memory and more "
+        "time. By default 1024 above 2.6 megapixels; smaller images are not cut.",
     )
 
 
@@ -208,9 +208,9 @@ def _add_evaluate(subcommands, card: registry.Card) -> None:
         subcommands,
         "evaluate",
         commands.evaluate,
-        "Compresses pictures to real files and measures bpp, PSNR and MS-SSIM.",
+        "Compresses images to real files and measures bpp, PSNR and MS-SSIM.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="Images, folders, or globs such as 'kodak/*.png'.")
+    parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="Images, folders, or globs such as 'kodak/*.png'.")
     _add_recursive_flag(parser)
     parser.add_argument(
         "--quality",
@@ -233,7 +233,7 @@ def _add_evaluate(subcommands, card: registry.Card) -> None:
         const="",
         metavar="FILE",
         help="Also print how the mean stands against other codecs at the same rate, and for several qualities the "
-        "BD-rates; by default against those measured on the 24 Kodak pictures (res/eval/anchors.json). For pictures of "
+        "BD-rates; by default against those measured on the 24 Kodak images (res/eval/anchors.json). For images of "
         "your own `python -m eval.anchors` makes such a file.",
     )
     parser.add_argument(
@@ -265,7 +265,7 @@ def _add_export(subcommands, card: registry.Card) -> None:
         "--max_megapixels",
         type=float,
         default=32,
-        help="The served model refuses requests of more, pictures padded to the model's stride, so that none can take "
+        help="The served model refuses requests of more, images padded to the model's stride, so that none can take "
         "the server's memory.",
     )
     _add_effort_flag(parser, card)
@@ -281,7 +281,7 @@ def _add_export(subcommands, card: registry.Card) -> None:
         "--tflite",
         metavar="WxH",
         type=_size,
-        help="Instead: compress.tflite and decompress.tflite for one picture of exactly this size, in "
+        help="Instead: compress.tflite and decompress.tflite for one image of exactly this size, in "
         "DIR/tflite-VERSION. They run in TensorFlow Lite with Select TensorFlow ops.",
     )
     _add_weights_flags(parser, card)

@@ -1,9 +1,9 @@
-"""Compresses and decompresses pictures on a server: `python -m models.app.client compress img.png --server URL`.
+"""Compresses and decompresses images on a server: `python -m models.app.client compress img.png --server URL`.
 
     python -m models.app.client compress img.png --server http://localhost:8501/v1/models/elic
     python -m models.app.client decompress img.png.tfci --server grpc://localhost:8500/elic
 
-For a TensorFlow Serving that has a model of `python models/….py export DIR`; http is its REST interface. Pictures are
+For a TensorFlow Serving that has a model of `python models/….py export DIR`; http is its REST interface. Images are
 read here, as a model's command line reads them (rotation, colour profiles, any format), and travel as PNG. http needs
 no TensorFlow here, and so starts in a fraction of a second.
 """
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from models.io import files, images, terminal
 from models.io.errors import UserError, one_line
-from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
+from models.io.files import IMAGE_SUFFIX, STREAM_SUFFIX
 
 
 class RestServer:
@@ -72,7 +72,7 @@ class GrpcServer:
             raise UserError(
                 "grpc:// needs tensorflow-serving-api: pip install tensorflow-serving-api==2.14.1"
             ) from error
-        # Pictures are larger than the 4 MB that gRPC allows by default.
+        # Images are larger than the 4 MB that gRPC allows by default.
         unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(address, unlimited))
         self._address, self._model, self._timeout = address, model, timeout
@@ -124,7 +124,7 @@ def _reason(error: BaseException) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.app.client", description=__doc__.split("\n")[0])
     parser.add_argument("direction", choices=("compress", "decompress"))
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help="Pictures, or .tfci files; globs work.")
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="Images, or .tfci files; globs work.")
     parser.add_argument(
         "--server", required=True, metavar="URL", help="http://HOST:8501/v1/models/NAME, grpc://HOST:8500/NAME"
     )
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    suffix = STREAM_SUFFIX if args.direction == "compress" else PICTURE_SUFFIX
+    suffix = STREAM_SUFFIX if args.direction == "compress" else IMAGE_SUFFIX
     inputs = files.find_inputs(args.inputs)
     outputs = files.output_paths(inputs, args.output, suffix)
     server = connect(args.server, args.timeout)
@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace) -> int:
                 files.atomic_write(target, data, args.force)
             else:
                 data = server.predict("decompress_file", files.read_bytes(source))
-                _write_picture(target, data, args.force)
+                _write_image(target, data, args.force)
             line = f"{source} -> {target}: {len(data)} bytes"
             print(line, file=sys.stderr if files.is_device(target) else sys.stdout)
         except (UserError, OSError) as error:
@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _png(source: Path) -> bytes:
-    """A picture as its viewer shows it, as PNG of little compression: the network is seldom what takes time."""
+    """An image as its viewer shows it, as PNG of little compression: the network is seldom what takes time."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -176,7 +176,7 @@ def _png(source: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _write_picture(target, png: bytes, force: bool) -> None:
+def _write_image(target, png: bytes, force: bool) -> None:
     if str(target).lower().endswith(".png"):
         files.atomic_write(target, png, force)
         return

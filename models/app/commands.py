@@ -22,7 +22,7 @@ from models.codec.precision import AUTO
 from models.entropy import container
 from models.io import files, formats, images
 from models.io.errors import UserError
-from models.io.files import PICTURE_SUFFIX, STREAM_SUFFIX
+from models.io.files import IMAGE_SUFFIX, STREAM_SUFFIX
 
 #: From so many files on work is done with graphs: making them takes longer than some of the work without.
 TRACE_FROM = 16
@@ -52,7 +52,7 @@ def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = Tr
     codec = load(path, synthesis=synthesis, precision=getattr(args, "precision", AUTO))
     if tile is not None and codec.reach is None:
         raise UserError(
-            f"--tile: each pixel depends on the whole picture with these {model} weights, which normalise over it"
+            f"--tile: each pixel depends on the whole image with these {model} weights, which normalise over it"
         )
     if effort and not codec.rdoq:
         raise UserError(f"--effort {effort}: files of these {model} weights take the nearest symbols")
@@ -146,16 +146,16 @@ def compress(model: str, args: argparse.Namespace) -> int:
     def work(source: Path) -> str:
         target = targets[source]
         files.check_target(target, args.force)
-        picture = images.read_image(source)
-        height, width = picture.shape[:2]
+        image = images.read_image(source)
+        height, width = image.shape[:2]
         limit = _target_bytes(args, height * width)
-        controls = own.compress_controls(codec, args, picture)
+        controls = own.compress_controls(codec, args, image)
         if limit is None:
-            data = guarded(codec.compress, picture, options, **controls)
+            data = guarded(codec.compress, image, options, **controls)
         else:
-            data = guarded(codec.compress_to, picture, limit, options, **controls)
+            data = guarded(codec.compress_to, image, limit, options, **controls)
         files.atomic_write(target, data, args.force)
-        own.after_compress(codec, args, picture, data)
+        own.after_compress(codec, args, image, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
     return each(list(targets), work, list(targets.values())) or code
@@ -191,7 +191,7 @@ def codec_finder(model: str, args: argparse.Namespace, files_ahead: int = 1) -> 
 
 def decompress(model: str, args: argparse.Namespace) -> int:
     groups = getattr(args, "groups", None)
-    targets, code = find_files(args, {STREAM_SUFFIX}, PICTURE_SUFFIX)
+    targets, code = find_files(args, {STREAM_SUFFIX}, IMAGE_SUFFIX)
     if not targets:
         return code
     codec_for = codec_finder(model, args, files_ahead=len(targets))
@@ -204,9 +204,9 @@ def decompress(model: str, args: argparse.Namespace) -> int:
         images.check_writable(target, header.height, header.width)
         codec = codec_for(header)
         controls = {} if groups is None else {"groups": groups}
-        picture = guarded(codec.decompress, data, partial=args.partial, tile=_tile(args), **controls)
-        images.write_image(target, picture, args.force)
-        return f"{source} -> {target}: {picture.shape[1]}x{picture.shape[0]}"
+        image = guarded(codec.decompress, data, partial=args.partial, tile=_tile(args), **controls)
+        images.write_image(target, image, args.force)
+        return f"{source} -> {target}: {image.shape[1]}x{image.shape[0]}"
 
     return each(list(targets), work, list(targets.values())) or code
 
@@ -242,7 +242,7 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
         anchors = report.comparable(report.load_anchors(args.anchors or report.ANCHORS).values(), metric)
         if not args.anchors and {path.stem for path in inputs} != {f"kodim{n:02}" for n in range(1, 25)}:
             print(
-                "note: these anchors are of kodim01 to kodim24, and other pictures compare with others: "
+                "note: these anchors are of kodim01 to kodim24, and other images compare with others: "
                 "python -m eval.anchors measures them",
                 file=sys.stderr,
             )
@@ -311,7 +311,7 @@ def _mean_figures(measurements) -> str:
 
     mean = report.mean(measurements)
     figures = f"{mean['bpp']:.4f} bpp, {mean['psnr']:.3f} dB, MS-SSIM {mean['ms_ssim']:.5f}"
-    return f"{len(measurements)} pictures, real files, means: {figures}"
+    return f"{len(measurements)} images, real files, means: {figures}"
 
 
 def export(model: str, args: argparse.Namespace) -> int:
@@ -327,8 +327,8 @@ def export(model: str, args: argparse.Namespace) -> int:
 
     if codec.reach is None and args.max_megapixels > 1:
         warnings.warn(
-            f"these {model} weights normalise over the whole picture, and were trained on small ones: colours and "
-            "contrast of large pictures may be off, and they take memory in one piece: see --max_megapixels",
+            f"these {model} weights normalise over the whole image, and were trained on small ones: colours and "
+            "contrast of large images may be off, and they take memory in one piece: see --max_megapixels",
             images.ImageWarning,
             stacklevel=1,
         )

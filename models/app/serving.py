@@ -1,14 +1,14 @@
 """SavedModels that stock TensorFlow Serving runs: a codec as signatures of core ops.
 
     compress           image uint8 [B, H, W, 3], and the model's controls    -> bitstream_bytes string [B]
-    decompress         bitstream_bytes string [B], of pictures of one size   -> image uint8 [B, H, W, 3]
+    decompress         bitstream_bytes string [B], of images of one size   -> image uint8 [B, H, W, 3]
     compress_file      image_bytes string [B], PNG or JPEG of any sizes, and controls -> bitstream_bytes string [B]
     decompress_file    bitstream_bytes string [B], of any sizes              -> image_bytes string [B], PNG
     serving_default    compress_file without controls
 
 and what a model tells of latents besides (`Codec.latent_outputs`), such as ELC's
 
-    classify           bitstream_bytes string [B], of pictures of one size   -> probabilities float32 [B, K]
+    classify           bitstream_bytes string [B], of images of one size   -> probabilities float32 [B, K]
 
 The strings are the files of the command line, and either reads the other's. Inputs and outputs whose names end in
 `_bytes` are what the REST interface takes and gives as base64. Whatever is wrong with a request is INVALID_ARGUMENT
@@ -34,10 +34,10 @@ from models.entropy.rans import CPU, require
 from models.io.errors import UserError, one_line, reason
 from models.io.images import encode_image
 
-#: Larger pictures and batches are refused: one request must not take a server's memory.
+#: Larger images and batches are refused: one request must not take a server's memory.
 MAX_PIXELS = 1 << 25
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # what files of these formats begin with
-#: How long streams may be: so many bytes for each pixel of the limit, of which pictures take one, and so many besides.
+#: How long streams may be: so many bytes for each pixel of the limit, of which images take one, and so many besides.
 STREAM_BYTES_PER_PIXEL, STREAM_BYTES = 4, 1 << 16
 MODEL_CARD = "model_card.json"
 WARMUP = "tf_serving_warmup_requests"
@@ -48,8 +48,8 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
 
     Args:
       codec: ready to code.
-      max_pixels: larger pictures are refused, and batches that have more in all. What counts is what the networks work
-        on, pictures padded to the codec's stride: a picture of one row takes the memory of many.
+      max_pixels: larger images are refused, and batches that have more in all. What counts is what the networks work
+        on, images padded to the codec's stride: an image of one row takes the memory of many.
       options: of the encoder; its tiles are the decoder's, too.
     """
     images = tf.TensorSpec([None, None, None, 3], tf.uint8, "image")
@@ -58,18 +58,18 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
     wishes = [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in codec.rate_control.request_specs.items()]
 
     def check_size(batch, height, width, *values):
-        """`height`, `width` and `values`, which exist only if `batch` pictures of this size are within the limit."""
+        """`height`, `width` and `values`, which exist only if `batch` images of this size are within the limit."""
         batch, *padded = (tf.cast(n, tf.int64) for n in (batch, *codec.padded_size(height, width)))
         pixels = batch * padded[0] * padded[1]
         rows, columns = codec.stride
-        message = f"1 to {max_pixels} pixels are served at once, of pictures padded to multiples of {columns}x{rows}"
+        message = f"1 to {max_pixels} pixels are served at once, of images padded to multiples of {columns}x{rows}"
         return require((pixels >= 1) & (pixels <= max_pixels), message, height, width, *values)
 
     def check_batch(*values):
-        """`values`, which exist only if they are of as many pictures each, and of one at least."""
+        """`values`, which exist only if they are of as many images each, and of one at least."""
         counts = [tf.shape(value)[0] for value in values]
-        values = require(counts[0] > 0, "a request without pictures", *values)
-        return require(tf.equal(counts, counts[0]), "the inputs of a request must be of equally many pictures", *values)
+        values = require(counts[0] > 0, "a request without images", *values)
+        return require(tf.equal(counts, counts[0]), "the inputs of a request must be of equally many images", *values)
 
     def encode(image, controls: dict):
         shape, (height, width) = tf.shape(image), image.shape[1:3]
@@ -99,12 +99,12 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
         control_bytes = codec.rate_control.control_bytes
         parts = container_ops.unpack(bitstream_bytes, codec.entry.model_id, codec.weights_id, control_bytes)
         same = (parts.height == parts.height[:1]) & (parts.width == parts.width[:1])
-        (size,) = require(same, "the pictures of a batch must be of one size", tf.stack([parts.height, parts.width]))
+        (size,) = require(same, "the images of a batch must be of one size", tf.stack([parts.height, parts.width]))
         size = tf.stack(check_size(tf.shape(bitstream_bytes)[0], *tf.unstack(size[:, 0])))
-        # The coder lays all out as long as the longest, which is so no more than a few times the pictures.
+        # The coder lays all out as long as the longest, which is so no more than a few times the images.
         lengths = tf.cast(tf.strings.length(parts.payload), tf.int64)
         fits = tf.size(lengths, tf.int64) * tf.reduce_max(lengths) <= STREAM_BYTES + STREAM_BYTES_PER_PIXEL * max_pixels
-        (payload,) = require(fits, "a stream is longer than any of such a picture", parts.payload)
+        (payload,) = require(fits, "a stream is longer than any of such an image", parts.payload)
         return (payload, parts.header, size, codec.rate_control.graph_from_header(parts.controls)), parts.fingerprint
 
     def verified(mark, fingerprint, value):
@@ -114,9 +114,9 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
     @tf.function(input_signature=[bitstreams], autograph=False)
     def decompress(bitstream_bytes):
         arguments, fingerprint = unpack(bitstream_bytes)
-        pictures, mark = coding.decode(codec, *arguments, options.tile)
-        pictures = verified(mark, fingerprint, pictures)
-        return {"image": tf.cast(tf.round(tf.clip_by_value(pictures, 0.0, 255.0)), tf.uint8)}
+        images, mark = coding.decode(codec, *arguments, options.tile)
+        images = verified(mark, fingerprint, images)
+        return {"image": tf.cast(tf.round(tf.clip_by_value(images, 0.0, 255.0)), tf.uint8)}
 
     def of_latents(function):
         @tf.function(input_signature=[bitstreams], autograph=False)
@@ -132,7 +132,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
         return tf.map_fn(function, values, fn_output_signature=tf.string, parallel_iterations=1)
 
     def each_file(function):
-        """`function` of a picture [1, H, W, 3], for each of several encoded pictures of different sizes."""
+        """`function` of an image [1, H, W, 3], for each of several encoded images of different sizes."""
 
         def one(arguments):
             with tf.device(CPU):
@@ -254,11 +254,11 @@ def write_card(path: Path, card: dict) -> None:
 def write_warmup(folder: Path, codec: Codec) -> None:
     """Writes assets.extra/tf_serving_warmup_requests: a request to each signature, for the server to begin with.
 
-    The first picture through a graph takes seconds longer than the next; no user should be the one to wait.
+    The first image through a graph takes seconds longer than the next; no user should be the one to wait.
     """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-    image, wishes = _sample_picture(), middle_controls(codec)
+    image, wishes = _sample_image(), middle_controls(codec)
     file = {"image_bytes": np.array([encode_image(image)], object)}
     stream = {"bitstream_bytes": np.array([codec.compress(image)], object)}
     inputs = {
@@ -280,13 +280,13 @@ def write_warmup(folder: Path, codec: Codec) -> None:
 
 
 def middle_controls(codec: Codec) -> dict[str, np.ndarray]:
-    """Values for the controls of one request: a middle quality, for all of the picture where the control is a map."""
+    """Values for the controls of one request: a middle quality, for all of the image where the control is a map."""
     control = codec.rate_control
     middle = control.qualities[control.qualities.size // 2] if control.qualities.size else 0
     return {name: np.full([1] * len(spec.shape), middle, np.float32) for name, spec in control.request_specs.items()}
 
 
-def _sample_picture() -> np.ndarray:
+def _sample_image() -> np.ndarray:
     """uint8 [192, 256, 3], a gradient."""
     rows, columns = np.mgrid[:192, :256]
     return np.stack([rows, columns, (rows + columns) // 2], -1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""TensorFlow Lite: a codec as two files, for pictures of one size.
+"""TensorFlow Lite: a codec as two files, for images of one size.
 
     compress.tflite      image uint8 [1, H, W, 3], and the model's controls  -> bitstream_bytes string [1]
     decompress.tflite    bitstream_bytes string [1]                          -> image uint8 [1, H, W, 3]
@@ -34,7 +34,7 @@ def export(
     Args:
       codec: from `models.codec.load`.
       directory: a server's base path will do: a server takes no notice of them.
-      width, height: of the pictures.
+      width, height: of the images.
       version: 1 or above.
       card: facts for model_card.json.
       options: of the encoder; its tiles are the decoder's, too.
@@ -60,7 +60,7 @@ def export(
 def functions(
     codec: Codec, width: int, height: int, options: EncoderOptions = DEFAULTS
 ) -> dict[str, tf.types.experimental.GenericFunction]:
-    """ "compress" and "decompress" of `serving.signatures`, for one picture of a fixed size."""
+    """ "compress" and "decompress" of `serving.signatures`, for one image of a fixed size."""
     codec.coder  # noqa: B018 - its tables are made outside of the graphs
     padded = codec.padded_size(height, width)
     # A server's limit is none of these files': they are for what they are made for, and for nothing larger.

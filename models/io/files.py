@@ -22,8 +22,8 @@ from models.io.errors import UserError, reason
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-#: What is appended to an input's name: of pictures that come out of files, and of files that pictures become.
-PICTURE_SUFFIX, STREAM_SUFFIX = ".png", ".tfci"
+#: What is appended to an input's name: of images that come out of files, and of files that images become.
+IMAGE_SUFFIX, STREAM_SUFFIX = ".png", ".tfci"
 
 
 # --- names -----------------------------------------------------------------------------------------------

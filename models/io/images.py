@@ -1,7 +1,7 @@
-"""Pictures in and out of files.
+"""Images in and out of files.
 
 Everything that is read becomes what a viewer would show, as 8-bit RGB. No TensorFlow here: the command line refuses a
-bad picture before it pays for that import.
+bad image before it pays for that import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.io import colour, formats
 from models.io.errors import UserError, one_line, reason
 from models.io.files import PathLike, atomic_write, open_input
 
-# What a picture can be saved as: everything here keeps the pixels, but for JPEG, which the user then asked
+# What an image can be saved as: everything here keeps the pixels, but for JPEG, which the user then asked
 # for by name and gets nearly without loss.
 WRITERS = {
     ".png": ("PNG", {}),
@@ -37,14 +37,14 @@ MAX_SIDE = {"WEBP": 16383, "JPEG": 65500}
 
 
 class ImageWarning(UserWarning):
-    """The picture could be read, but something of it (transparency, further frames) is not in the result."""
+    """The image could be read, but something of it (transparency, further frames) is not in the result."""
 
 
 # --- reading ---------------------------------------------------------------------------------------------
 
 
 def read_image(path: PathLike) -> np.ndarray:
-    """Reads a picture as a viewer would show it.
+    """Reads an image as a viewer would show it.
 
     The EXIF orientation is applied, an embedded colour profile (or PNG's gAMA and cHRM) is converted to sRGB, palettes,
     grey, 16-bit and CMYK become 8-bit RGB. Of an animation the first frame is taken. Transparency is dropped: the
@@ -146,14 +146,14 @@ def _drop_alpha(image: Image.Image, path: PathLike) -> Image.Image:
 
 
 def encode_image(array: np.ndarray, extension: str = ".png") -> bytes:
-    """A picture as the bytes of a file.
+    """An image as the bytes of a file.
 
     Args:
       array: uint8 `[H, W, 3]`, sRGB.
       extension: one of `WRITERS`, in any case; an empty one is `.png`.
 
     Raises:
-      UserError: nothing is known of the extension, or such files cannot hold a picture of this size.
+      UserError: nothing is known of the extension, or such files cannot hold an image of this size.
     """
     file_format, options = _writer(extension, *array.shape[:2])
     buffer = io.BytesIO()
@@ -162,7 +162,7 @@ def encode_image(array: np.ndarray, extension: str = ".png") -> bytes:
 
 
 def check_writable(path: PathLike, height: int, width: int) -> None:
-    """Says early what `write_image` would refuse of a path's extension and a picture's size. UserError if so."""
+    """Says early what `write_image` would refuse of a path's extension and an image's size. UserError if so."""
     try:
         _writer(Path(path).suffix, height, width)
     except UserError as error:
@@ -172,16 +172,16 @@ def check_writable(path: PathLike, height: int, width: int) -> None:
 def _writer(extension: str, height: int, width: int) -> tuple[str, dict]:
     extension = extension.lower() or ".png"
     if extension not in WRITERS:
-        raise UserError(f"cannot write pictures as {extension}: choose one of {' '.join(WRITERS)}")
+        raise UserError(f"cannot write images as {extension}: choose one of {' '.join(WRITERS)}")
     file_format, options = WRITERS[extension]
     limit = MAX_SIDE.get(file_format)
     if limit and max(height, width) > limit:
-        raise UserError(f"{extension} files hold at most {limit} pixels a side, and the picture is {width}x{height}")
+        raise UserError(f"{extension} files hold at most {limit} pixels a side, and the image is {width}x{height}")
     return file_format, options
 
 
 def write_image(path: PathLike, array: np.ndarray, force: bool = False) -> None:
-    """Writes a picture in the format of the path's extension, PNG where it has none.
+    """Writes an image in the format of the path's extension, PNG where it has none.
 
     Args:
       path: where to; see `WRITERS` for the extensions.

@@ -312,7 +312,7 @@ def test_bad_outputs(run, tiny, crop):
         (("compress", "a.png", "-o", "/proc/x.tfci"), "/proc/x.tfci: "),
         (("compress", "a.png", "b.png", "-o", "file"), "file: is a file"),
         (("compress", "a.png", "-o", "a.png"), "a.png: is an input"),
-        (("decompress", "a.tfci", "-o", "x.xyz"), "x.xyz: cannot write pictures as .xyz"),
+        (("decompress", "a.tfci", "-o", "x.xyz"), "x.xyz: cannot write images as .xyz"),
         (("decompress", "wide.tfci", "-o", "x.webp"), "x.webp: .webp files hold at most 16383 pixels a side"),
         (("decompress", "wide.tfci", "-o", "x.jpg"), "x.jpg: .jpg files hold at most 65500 pixels a side"),
         (("decompress", "a.tfci", "-o", "file/x.png"), "file/x.png: its folder"),

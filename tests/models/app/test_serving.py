@@ -136,7 +136,7 @@ def test_pictures_that_are_none_or_too_large_are_refused(call, tiny, crop):
 
 def test_the_limit_is_of_what_a_request_takes(call, tiny, crop):
     """Of a whole batch, padded as the networks see it, whatever the signature."""
-    too_much = "1 to 300000 pixels are served at once, of pictures padded to multiples of 32x16"
+    too_much = "1 to 300000 pixels are served at once, of images padded to multiples of 32x16"
     image = crop(100, 200)  # of 112x224 pixels when padded, 25,088: of 11 there are 275,968
     stream = tiny.compress(image)
     assert call("compress", image=np.stack([image] * 11))["bitstream_bytes"].tolist() == [stream] * 11
@@ -213,7 +213,7 @@ def test_requests_without_pictures(call):
         ("decompress", {"bitstream_bytes": empty}),
         ("decompress_file", {"bitstream_bytes": empty}),
     ):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="a request without pictures"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="a request without images"):
             call(signature, **inputs)
 
 
@@ -224,7 +224,7 @@ def test_as_many_qualities_as_pictures(golden_weights, crop):
     for count in (0, 1, 3):
         quality_map = tf.fill([count, 1, 1, 1], 0.5)
         for signature, pictures in (("compress", images), ("compress_file", files)):
-            with pytest.raises(tf.errors.InvalidArgumentError, match="of equally many pictures"):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="of equally many images"):
                 functions[signature](pictures, quality_map)
 
 

@@ -165,7 +165,7 @@ def test_weights_that_cannot_be_tiled_say_so(crop, tmp_path, capsys):
     write_image(tmp_path / "a.png", crop(64, 64))
     assert run("sae_spn", "compress", tmp_path / "a.png", "--tile", 64, "--weights", tmp_path / "w.safetensors") == 1
     error = capsys.readouterr().err
-    assert "each pixel depends on the whole picture" in error and error.count("\n") == 1
+    assert "each pixel depends on the whole image" in error and error.count("\n") == 1
     assert not (tmp_path / "a.png.tfci").exists()
 
 

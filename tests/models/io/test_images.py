@@ -555,7 +555,7 @@ def test_jpeg_is_written_nearly_without_loss(tmp_path):
 
 
 def test_an_unknown_extension_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a\.doc: cannot write pictures as \.doc"):
+    with pytest.raises(UserError, match=r"a\.doc: cannot write images as \.doc"):
         images.write_image(tmp_path / "a.doc", RAMP)
     assert os.listdir(tmp_path) == []
 
