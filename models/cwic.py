@@ -157,10 +157,15 @@ class CWIC(Codec):
 
     def init_pca(self) -> None:
         """See `Codec` and `transforms/starts/binary.py`."""
+        self.build_variables(training=True)
         try:
-            binary_start.begin(self.encoder, self.code_head, self.synthesis)
+            bits = binary_start.begin(self.encoder, self.code_head, self.synthesis)
         except ValueError as error:
             raise UserError(str(error)) from error
+        shares = np.clip([bit.share for bit in bits], 1e-3, 1 - 1e-3)
+        logits = np.split(np.log(shares / (1 - shares)), np.cumsum(self.config.code_groups)[:-1])
+        for net, group in zip(self.code_context.logits, logits):
+            net.biases[-1].assign(group)
 
     def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Images [B, H, W, 3], padded -> codes, 0 or 1, [B, H / 8, W / 8, n], and the importance p in 0..1,

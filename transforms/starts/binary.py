@@ -12,9 +12,8 @@ from codes that mean nothing yet.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import statistics
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -30,28 +29,35 @@ DEVIATION = 0.25
 #: What is below this many steps of a quantiser becomes 0, where the mid-point would be half a step: densities fall.
 DEAD_ZONE = 0.6
 MOST_STEPS = 15
+#: The first component of a white block.
+BRIGHTEST = 0.5 * np.sqrt(192)
+#: Shape of the generalised Gaussian of the other components: rare values are larger than a Laplacian's.
+SHAPE = 0.4
 #: Brings pixels in -1/2..1/2, and some beyond, above 0, where ReLU leaves them as they are.
 OFFSET = 0.75
 
 
-@dataclasses.dataclass(frozen=True)
-class Bits:
-    """A pair of bits: whether a component is above a threshold, and whether it is below its opposite.
+class Bit(NamedTuple):
+    """One bit: whether a component, or its opposite, is above a threshold.
 
     component: which one, 0 the one of the most energy.
+    opposite: whether the opposite of the component is compared.
     threshold: in the units of the images.
     step: between thresholds of this component.
-    worth: what each of the two adds to the component, or takes from it, in the units of the images.
+    worth: what the bit adds to the component, or takes from it, in the units of the images.
+    share: of blocks, in which it is 1.
     """
 
     component: int
+    opposite: bool
     threshold: float
     step: float
     worth: float
+    share: float
 
 
-def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
-    """Builds three chains of `transforms/networks/cwic.py` and initialises them as that transform.
+def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> list[Bit]:
+    """Builds three chains of `transforms/networks/cwic.py` and initialises them as that transform. Returns the bits.
 
     Raises:
       ValueError: they are too narrow for 8x8 blocks.
@@ -65,7 +71,7 @@ def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
     least = ((to_blocks, 192), (to_quarters, 48), (to_pixels, 3))
     if min(fine, coarse) < 3 or any(layer.filters < channels for layer, channels in least):
         raise ValueError("a linear start takes wider transforms: --start random")
-    pairs = best_bits(head.filters // 2, coarse)
+    bits = best_bits(head.filters, coarse)
     quarters, blocks = principal_components(4)[0][:fine], principal_components(8)[0][:coarse]
 
     # Components of 4x4 pixels, then of 8x8, as what is positive of them and what is negative.
@@ -73,15 +79,14 @@ def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
     inside = np.einsum("kyaxbc,fabc->yxfk", blocks.reshape(-1, 2, 4, 2, 4, 3), quarters.reshape(fine, 4, 4, 3))
     _hold(second, _with_opposites(_of_opposites(inside)))
     _hold(third, np.eye(2 * coarse)[None, None])
-    compared, biases = np.zeros([1, 1, 2 * coarse, 2 * len(pairs)]), np.zeros(2 * len(pairs))
-    summed = np.zeros([1, 1, 2 * len(pairs), 2 * coarse])
-    for k, bits in enumerate(pairs):
-        for sign in (0, 1):
-            code, half = 2 * k + sign, 2 * bits.component + sign
-            gain = 4 / bits.step  # the sigmoid rises by as much as the quantiser, over one step of it
-            compared[0, 0, half, code] = gain
-            biases[code] = -gain * bits.threshold
-            summed[0, 0, code, half] = bits.worth
+    compared, biases = np.zeros([1, 1, 2 * coarse, len(bits)]), np.zeros(len(bits))
+    summed = np.zeros([1, 1, len(bits), 2 * coarse])
+    for code, bit in enumerate(bits):
+        half = 2 * bit.component + bit.opposite
+        gain = 4 / bit.step  # the sigmoid rises by as much as the quantiser, over one step of it
+        compared[0, 0, half, code] = gain
+        biases[code] = -gain * bit.threshold
+        summed[0, 0, code, half] = bit.worth
     _hold(head, compared, biases)
     # Sums of what bits are worth, components to pixels of 8x8, and these to their places.
     _hold(of_codes, summed)
@@ -95,6 +100,7 @@ def begin(encoder: Chain, code_head: Chain, decoder: Chain) -> None:
     _hold(to_quarters, wide.reshape(1, 1, 48, -1), only=wide.sum((0, 1, 2)).reshape(-1) > 0)
     _hold(to_pixels, np.eye(3)[None, None])
     _hold(to_colours, np.eye(3)[None, None], np.full(3, -OFFSET))
+    return bits
 
 
 def _convolutions(chain: Chain) -> list[tf.keras.layers.Conv2D]:
@@ -137,53 +143,61 @@ def principal_components(side: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors.T[::-1], DEVIATION * np.sqrt(np.maximum(energy[::-1], 0))
 
 
-def best_bits(count: int, components: int) -> list[Bits]:
-    """The pairs of bits that lower the squared error of blocks most, each after those before it.
+def best_bits(count: int, components: int) -> list[Bit]:
+    """The bits that tell blocks apart best, an even number of them, in the order of the channels of the codes.
 
-    A step more of a component changes the thresholds of all of its steps; each pair has those of the last one.
+    Brightness comes first, the thresholds in the middle of what is left before those between; then the lowest
+    thresholds of the other components, those above, and so on. A bit is best predicted from those of its own component,
+    and a context model sees those of the groups before: see `groups`. All components have about the same step.
     """
     deviations = principal_components(8)[1][:components]
-    # The first component is mostly brightness, of which photographs have all.
-    quantisers = [_quantisers(c == 0) for c in range(components)]
-    steps, order = np.zeros(components, int), []
-    for _ in range(count):
-        # A component with all of its steps gains nothing by another.
-        errors = [[q[min(n, MOST_STEPS)][0] for n in (steps[c], steps[c] + 1)] for c, q in enumerate(quantisers)]
-        gains = deviations**2 * [now - then for now, then in errors]
-        chosen = int(np.argmax(gains))
-        order.append((chosen, steps[chosen]))
-        steps[chosen] += 1
-    result = []
-    for c, k in order:
-        _, step, levels = quantisers[c][steps[c]]
-        numbers = (k + DEAD_ZONE) * step, step, levels[k + 1] - levels[k]
-        result.append(Bits(c, *(float(deviations[c] * number) for number in numbers)))
-    return result
+    stages = _stages(count)
+    number = 2**stages - 1
+    step = BRIGHTEST / (number + 0.5)
+    pairs = []
+    for k in [(2 * k + 1) << (stages - 1 - s) for s in range(stages) for k in range(2**s)]:
+        threshold = (k - 0.5) * step
+        pairs.append((0, threshold, step, step, (1 - threshold / BRIGHTEST) / 2))
+    steps = np.geomspace(0.05, 4, 60)
+    _, others = min((_with_step(deviations, step, count // 2 - number) for step in steps), key=lambda found: found[0])
+    pairs += sorted(others, key=lambda pair: pair[1])
+    return [Bit(pair[0], opposite, *(float(x) for x in pair[1:])) for pair in pairs for opposite in (False, True)]
+
+
+def _stages(count: int) -> int:
+    """How often the range of brightness is halved by the first ones of `count` bits."""
+    return max(count.bit_length() - 4, 1)
+
+
+def _with_step(deviations: np.ndarray, step: float, count: int) -> tuple[float, list[tuple]]:
+    """`count` pairs of bits for all components but the first with one step, those that lower the squared error most:
+    what is left of it, and the pairs as `Bit` has them."""
+    found, error = [], 0.0
+    for c in range(1, len(deviations)):
+        values = deviations[c] * _magnitudes()
+        level = np.floor(values / step + 1 - DEAD_ZONE).astype(int)
+        number = np.bincount(level)
+        levels = np.bincount(level, values) / np.maximum(number, 1)
+        levels[0] = 0
+        error += float(np.mean(values**2))
+        for k in range(1, min(len(levels), MOST_STEPS + 1)):
+            if not number[k]:
+                break
+            beyond = values[level >= k]
+            gain = float(np.sum((beyond - levels[k - 1]) ** 2 - (beyond - levels[k]) ** 2) / len(values))
+            pair = c, (k - 1 + DEAD_ZONE) * step, step, levels[k] - levels[k - 1], len(beyond) / len(values) / 2
+            found.append((gain, pair))
+    found.sort(key=lambda one: -one[0])
+    if len(found) < count:
+        return np.inf, []
+    return error - sum(gain for gain, _ in found[:count]), [pair for _, pair in found[:count]]
 
 
 @functools.cache
-def _quantisers(gaussian: bool) -> list[tuple[float, float, np.ndarray]]:
-    """Of n steps on each side of 0, for n = 0 to MOST_STEPS, of a magnitude with standard deviation 1: the least
-    squared error, the step, and what it is taken for after 0 to n steps. It is Gaussian, or else Laplacian."""
-    places = (np.arange(1000) + 0.5) / 1000
-    if gaussian:
-        values = np.array([statistics.NormalDist().inv_cdf((1 + p) / 2) for p in places])
-    else:
-        values = -np.log(1 - places) / np.sqrt(2)
-    return [_quantiser(values, n) for n in range(MOST_STEPS + 1)]
-
-
-def _quantiser(values: np.ndarray, steps: int) -> tuple[float, float, np.ndarray]:
-    """One of `_quantisers`, for magnitudes that are as frequent as these values."""
-    best = None
-    for step in np.geomspace(0.05, 4, 60):
-        level = np.clip(np.floor(values / step + 1 - DEAD_ZONE), 0, steps).astype(int)
-        number = np.bincount(level, minlength=steps + 1)
-        levels = np.bincount(level, values, steps + 1) / np.maximum(number, 1)
-        levels[0] = 0
-        if steps and not number.all():
-            continue  # too large a step for so many of them
-        error = float(np.mean((values - levels[level]) ** 2))
-        if best is None or error < best[0]:
-            best = error, step, levels
-    return best
+def _magnitudes() -> np.ndarray:
+    """Values as frequent as the magnitudes of a component of standard deviation 1, [1000], rising."""
+    # Of a variable that is distributed as Gamma(1 / SHAPE), to the power 1 / SHAPE.
+    powers = np.linspace(0, 40, 400_001)[1:]
+    share = np.cumsum(powers ** (1 / SHAPE - 1) * np.exp(-powers))
+    values = np.interp((np.arange(1000) + 0.5) / 1000, share / share[-1], powers) ** (1 / SHAPE)
+    return values / np.sqrt(np.mean(values**2))
