@@ -39,14 +39,14 @@ from transforms.networks import cwic as transforms
 from transforms.starts import binary as binary_start
 from transforms.tiling import Reach
 
-#: The loss counts bits per pixel; a squared error of 1 on the 0..255 scale weighs as much as this many.
-DISTORTION_WEIGHT = 0.01
+#: λ by default.
+LAMBDA = 0.01
 
-#: γ: what the mean importance costs above the ratio that is asked for, in the units of the loss. On the scale of the
-#: authors' release (squared error of pixels in -1..1, halved and summed; importance summed) it would be
-#: RATE_WEIGHT / DISTORTION_WEIGHT * 192 / (2 * 127.5²) = 11.8; theirs is 0.03 to 0.3. Here it is to bind, since the
-#: ratio is how a user asks for a rate: it must outweigh what more bits save in distortion.
-RATE_WEIGHT = 20.0
+#: γ: what the mean importance costs above the ratio that is asked for, in squared errors on the 0..255 scale. On the
+#: scale of the authors' release (squared error of pixels in -1..1, halved and summed; importance summed) it would be
+#: RATE_WEIGHT * 192 / (2 * 127.5²) = 11.8; theirs is 0.03 to 0.3. Here it is to bind: it must outweigh what more bits
+#: save in distortion.
+RATE_WEIGHT = 2000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +84,15 @@ class Config:
         return (self.levels - 1).bit_length()
 
 
+_SMALL = {"encoder_widths": (64, 128), "decoder_widths": (192, 96, 32), "restoration": True}
 PRESETS = {
     "low": Config(),
     "high": Config(levels=32, code_groups=(8, 8, 16, 32, 64)),
-    "small": Config(
-        encoder_widths=(64, 128), decoder_widths=(192, 96, 32), hidden=64, context_width=48, restoration=True
-    ),
+    "small": Config(**_SMALL, hidden=64, code_groups=(2, 4, 8, 16, 40, 14, 44), context_width=48),
+    "small-high": Config(**_SMALL, hidden=48, levels=32, code_groups=(2, 4, 8, 16, 32, 70, 26, 98), context_width=32),
 }
-"""`low` is the paper's network for its four lower rates, `high` that for its highest, `small` a fifth of the work.
+"""`low` is the paper's network for its four lower rates, `high` that for its highest; `small` and `small-high` are a
+fifth of the work, with twice the bits, in groups that suit the initialisation (`transforms/starts/binary.py`).
 
 Where they depart from the paper, besides what the entropy coder is:
 
@@ -123,6 +124,7 @@ class CWIC(Codec):
       ratio: r, for stage 2: the mean importance to aim at, in (0, 1], about the share of the bits that are kept.
       joint_rate: whether the bits that the context model measures train the transforms too, towards codes that it can
         predict. Not in the paper, where the entropy coder comes afterwards.
+      lmbda: λ of the loss `bpp + λ · MSE`, which sets the rate where `joint_rate` is on.
 
     Raises:
       UserError: L does not divide n, there is no such stage, or the ratio is out of its range.
@@ -134,7 +136,14 @@ class CWIC(Codec):
     metric_names = ("loss", "bpp", "mse", "psnr", "importance")
     gaussian_rows = tables.NUM_LOGITS + 1  # behind the rows for bits
 
-    def __init__(self, config: Config = PRESETS["low"], stage: int = 1, ratio: float = 1.0, joint_rate: bool = False):
+    def __init__(
+        self,
+        config: Config = PRESETS["low"],
+        stage: int = 1,
+        ratio: float = 1.0,
+        joint_rate: bool = False,
+        lmbda: float = LAMBDA,
+    ):
         c = config
         if c.levels < 2 or c.codes % c.levels:
             raise UserError(f"{c.codes} codes cannot be kept in {c.levels} levels: L must be at least 2 and divide n")
@@ -142,7 +151,7 @@ class CWIC(Codec):
             raise UserError(f"stage {stage}: there are stages 1 and 2")
         if not 0 < ratio <= 1:
             raise UserError(f"ratio {ratio:g} is not within (0, 1]")
-        super().__init__(config, lmbda=DISTORTION_WEIGHT)
+        super().__init__(config, lmbda)
         if stage == 1:
             self.reach = dataclasses.replace(self.reach, latents=(8,))
         self.stage, self.ratio, self.joint_rate = stage, ratio, joint_rate
@@ -213,7 +222,7 @@ class CWIC(Codec):
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """Distortion and the rate loss γ · max(0, mean p - r) train the transforms, bits the context model.
 
-        Section 3.4; see `DISTORTION_WEIGHT` and `RATE_WEIGHT` for the units. "importance" is the mean of p.
+        Section 3.4; see `RATE_WEIGHT` for the units. "importance" is the mean of p.
         """
         images = tf.cast(images, tf.float32)
         sent = self.quantise(self.pad(images), {}, training)
@@ -222,19 +231,21 @@ class CWIC(Codec):
         _, p = sent.analysed
         figures = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
         figures["importance"] = tf.constant(1.0) if p is None else tf.reduce_mean(p)
-        rate = RATE_WEIGHT * tf.maximum(figures["importance"] - self.ratio, 0.0)
-        figures["loss"] = DISTORTION_WEIGHT * figures["mse"] + rate + figures["bpp"]
+        excess = RATE_WEIGHT * tf.maximum(figures["importance"] - self.ratio, 0.0)
+        figures["loss"] = self.lmbda * (figures["mse"] + excess) + figures["bpp"]
         return {name: figures[name] for name in self.metric_names}
 
     def settings(self) -> dict[str, str]:
-        """Stage and ratio, which its weights file tells."""
-        return {"stage": str(self.stage), "ratio": str(self.ratio), "joint_rate": str(int(self.joint_rate))}
+        """Stage, ratio and λ, which its weights file tells."""
+        own = {"stage": str(self.stage), "ratio": str(self.ratio), "joint_rate": str(int(self.joint_rate))}
+        return {**own, **super().settings()}
 
     @classmethod
     def from_settings(cls, config, settings) -> CWIC:
-        """Inverse of `settings`."""
+        """Inverse of `settings`; files of earlier versions do not tell their λ."""
         joint_rate = bool(int(settings.get("joint_rate", "0")))
-        return cls(config, int(settings.get("stage", "")), float(settings.get("ratio", "")), joint_rate)
+        lmbda = float(settings.get("lambda", LAMBDA))
+        return cls(config, int(settings.get("stage", "")), float(settings.get("ratio", "")), joint_rate, lmbda)
 
     @classmethod
     def second_stage(cls, before: CWIC, ratio: float, joint_rate: bool = False) -> CWIC:
@@ -242,7 +253,8 @@ class CWIC(Codec):
 
         After stage 1 the importance net is new, and so is the context model of the map.
         """
-        return training_steps.warm_start(cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate), before)
+        codec = cls(before.config, stage=2, ratio=ratio, joint_rate=joint_rate, lmbda=before.lmbda)
+        return training_steps.warm_start(codec, before)
 
     # ---- the importance map as an image --------------------------------------------------------------------------
 

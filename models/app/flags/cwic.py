@@ -11,10 +11,16 @@ from train.options import group
 
 
 class CwicFlags(base.Flags):
-    """--stage, --ratio, --joint_rate, --start and --restoration; --show_importance."""
+    """--lambda, --stage, --ratio, --joint_rate, --start and --restoration; --show_importance."""
 
     def add_train_flags(self, parser) -> None:
         model = group(parser, "model")
+        base.add_lambda_flag(
+            parser,
+            "λ",
+            "λ of the loss bpp + λ · MSE (0..255 scale): with --joint_rate a larger λ gives better quality and more "
+            "bits. Default: that of --init_weights, else 0.01.",
+        )
         model.add_argument(
             "--stage",
             type=int,
@@ -38,6 +44,9 @@ class CwicFlags(base.Flags):
         base.add_restoration_flag(parser)
 
     def check_train_flags(self, args) -> None:
+        super().check_train_flags(args)
+        if args.lmbda is not None and len(args.lmbda) > 1:
+            raise UserError("--lambda: a set of weights of CWIC has one λ")
         if args.stage == 1 and args.ratio is not None:
             raise UserError("--ratio: stage 1 keeps all bits; the ratio is that of --stage 2")
         if args.stage == 2 and not args.init_weights:
@@ -59,11 +68,12 @@ class CwicFlags(base.Flags):
         from models.cwic import CWIC
 
         if not args.init_weights:
-            codec = CWIC(CWIC.entry.presets[args.preset], joint_rate=args.joint_rate)
+            chosen = {} if args.lmbda is None else {"lmbda": args.lmbda[0]}
+            codec = CWIC(CWIC.entry.presets[args.preset], joint_rate=args.joint_rate, **chosen)
             if args.start == "pca":
                 codec.init_pca()
             return codec
-        before = storage.load_checkpoint(self.card.name, args.init_weights)
+        before = storage.load_checkpoint(self.card.name, args.init_weights, args.lmbda)
         if args.stage == 2:
             return CWIC.second_stage(before, args.ratio, args.joint_rate)
         if before.stage == 2:
