@@ -200,16 +200,17 @@ def test_gradients_reach_every_variable(crop, joint_rate):
         assert reached == {name for name in names.values() if mine(name)}
 
 
-@pytest.mark.parametrize("ratio, pulled", [(0.2, True), (0.9, False)])
-def test_rate_loss_pulls_above_the_ratio_only(crop, ratio, pulled):
+@pytest.mark.parametrize("ratio, lmbda, pulled", [(0.2, 0.01, True), (0.2, 0.03, True), (0.9, 0.01, False)])
+def test_rate_loss_pulls_above_the_ratio_only(crop, ratio, lmbda, pulled):
     tf.keras.utils.set_random_seed(5)
     codec = CWIC(TINY, stage=2, ratio=0.5)
     codec.build_variables(training=True)
     codec.ratio = ratio
+    codec.lambdas = (lmbda,)
     losses = {k: float(v) for k, v in codec.losses(tf.constant(crop(64, 64)[None]), training=True).items()}
     assert losses["importance"] == pytest.approx(0.5, abs=0.05)
-    rate = losses["loss"] - 0.01 * losses["mse"] - losses["bpp"]
-    assert rate == pytest.approx(20 * max(0, losses["importance"] - ratio), abs=1e-3)
+    rate = losses["loss"] - lmbda * losses["mse"] - losses["bpp"]
+    assert rate == pytest.approx(2000 * lmbda * max(0, losses["importance"] - ratio), abs=1e-3)
     assert (rate > 1) == pulled
 
 
@@ -227,10 +228,17 @@ def test_a_joint_rate_leaves_value_and_gradient_of_the_distortion_alone(crop):
         np.testing.assert_allclose(jointly, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_files_of_earlier_versions_do_not_tell_their_lambda():
+    settings = {"stage": "2", "ratio": "0.5"}
+    assert CWIC.from_settings(TINY, settings).lmbda == 0.01
+    assert CWIC.from_settings(TINY, CWIC(TINY, lmbda=0.03).settings()).lmbda == 0.03
+
+
 def test_stage_2_begins_with_the_weights_of_stage_1(first_stage):
     first = load_for_training(first_stage)
+    first.lambdas = (0.02,)
     second = CWIC.second_stage(first, 0.25)
-    assert (second.stage, second.ratio, second.config) == (2, 0.25, TINY)
+    assert (second.stage, second.ratio, second.lmbda, second.config) == (2, 0.25, 0.02, TINY)
     trained = first.named_variables()
     new = {name.split("/")[0] for name in second.named_variables().keys() - trained.keys()}
     assert new == {"importance_net", "map_context"}
@@ -319,6 +327,8 @@ def test_importance_map_that_cannot_be_shown(run, tiny_cwic_weights, first_stage
         (("--stage", "2", "--init_weights", "x", "--ratio", "0"), "--ratio 0"),
         (("--stage", "2", "--init_weights", "x", "--ratio", "1.01"), "--ratio 1.01"),
         (("--ratio", "0.3"), "stage 1 keeps all bits"),
+        (("--lambda", "0.01,0.02"), "one λ"),
+        (("--lambda", "0"), "must be positive"),
     ],
 )
 def test_stages_that_lack_something_are_refused(run, arguments, message):
@@ -330,10 +340,10 @@ def test_training_in_two_stages(run, crop, first_stage):
     for n in range(4):
         Image.fromarray(crop(64, 64, 60 * n)).save(f"{n}.png")
     common = ["--train_glob", "*.png", "--patchsize", 32, "--batchsize", 2, "--epochs", 1, "--steps_per_epoch", 2]
-    arguments = ["--stage", 2, "--init_weights", first_stage, "--ratio", 0.25, "--train_path", "two"]
+    arguments = ["--stage", 2, "--init_weights", first_stage, "--ratio", 0.25, "--lambda", 0.02, "--train_path", "two"]
     assert run("train", *common, *arguments) == 0
     codec = load("two/final.safetensors")
-    assert (codec.stage, codec.ratio, codec.config) == (2, 0.25, TINY)
+    assert (codec.stage, codec.ratio, codec.lmbda, codec.config) == (2, 0.25, 0.02, TINY)
     # It goes on from its own kind, but not back to stage 1.
     assert run("train", *common, "--init_weights", "two/final.safetensors", "--train_path", "back") == 1
     assert "weights of stage 2" in run.err and len(run.err.strip().splitlines()) == 1
