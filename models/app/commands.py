@@ -38,6 +38,17 @@ def _weights_path(model: str, args: argparse.Namespace) -> Path:
     return Path(args.weights) if args.weights else weights.default(model, args.preset)
 
 
+def _load_rates(model: str, args: argparse.Namespace, synthesis: bool = True):
+    """The codec to compress with; where nobody names weights, and those of a model have one rate each, their `Ladder`."""
+    steps = weights.ladder(model)
+    if args.weights or args.preset or not steps:
+        return _load(model, _weights_path(model, args), args, synthesis)
+    from models.codec.ladder import Ladder
+
+    loaders = [functools.partial(_load, model, path, args, synthesis) for path in steps]
+    return Ladder(loaders, 1 + steps.index(weights.default(model)))
+
+
 def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = True):
     """The codec of a weights file; UserError if it cannot do what --tile and --effort ask for."""
     from models.codec import load
@@ -127,6 +138,8 @@ def find_files(args: argparse.Namespace, extensions: Container[str], suffix: str
 def compress(model: str, args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from models.codec.ladder import Ladder
+
     for name in ("target_bpp", "target_kb"):
         wish = getattr(args, name)
         if wish is not None and not 0 < wish < float("inf"):
@@ -134,8 +147,10 @@ def compress(model: str, args: argparse.Namespace) -> int:
     targets, code = find_files(args, formats.extensions(), STREAM_SUFFIX)
     if not targets:
         return code
-    codec = _load(model, _weights_path(model, args), args, synthesis=False)
-    codec.rate_control.check_quality(getattr(args, "quality", None))
+    codec = _load_rates(model, args, synthesis=False)
+    quality = getattr(args, "quality", None)
+    codec.rate_control.check_quality(quality)
+    one_rate = not isinstance(codec, Ladder)
     own = flags.of(model)
     # An iteration of a large image takes long.
     progress = functools.partial(tqdm, desc="RDOQ", unit="iteration", delay=2, leave=False, disable=None)
@@ -149,13 +164,13 @@ def compress(model: str, args: argparse.Namespace) -> int:
         image = images.read_image(source)
         height, width = image.shape[:2]
         limit = _target_bytes(args, height * width)
-        controls = own.compress_controls(codec, args, image)
+        controls = own.compress_controls(codec if one_rate else codec.codec(quality), args, image)
         if limit is None:
             data = guarded(codec.compress, image, options, **controls)
         else:
             data = guarded(codec.compress_to, image, limit, options, **controls)
         files.atomic_write(target, data, args.force)
-        own.after_compress(codec, args, image, data)
+        own.after_compress(codec if one_rate else codec.writer(data), args, image, data)
         return f"{source} -> {target}: {width}x{height}, {len(data)} bytes, {8 * len(data) / (height * width):.4f} bpp"
 
     return each(list(targets), work, list(targets.values())) or code
@@ -224,6 +239,7 @@ def guarded(function, *args, **kwargs):
 def evaluate(model: str, args: argparse.Namespace) -> int:
     from eval import report, sweep
     from models.codec.distortion import MSE
+    from models.codec.ladder import Ladder
 
     inputs, code = find_inputs(args, formats.extensions())
     if not inputs:
@@ -235,7 +251,10 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     if args.plot:
         report.check_plot(args.plot)
     path = _weights_path(model, args)
-    codec = _load(model, path, args)
+    codec = _load(model, path, args) if args.quality == (None,) else _load_rates(model, args)
+    one_set = not isinstance(codec, Ladder)
+    if args.record and not one_set:
+        raise UserError("--record: name the weights, here several, with --weights or --preset")
     metric = "psnr" if codec.distortion == MSE else "ms_ssim"
     anchors = []
     if args.anchors is not None:
@@ -251,7 +270,10 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     options = _encoder_options(args)
     if len(inputs) * len(args.quality) >= TRACE_FROM:
         codec.trace(options)
-    facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
+    if one_set:
+        facts = {"model": model, "weights": path.name, "weights_id": codec.weights_id.hex(), **codec.settings()}
+    else:
+        facts = {"model": model, **codec.facts()}
     facts["precision"] = codec.precision
     if getattr(args, "effort", None) is not None:
         facts["effort"] = options.effort
@@ -281,7 +303,7 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
             if len(args.quality) > 1:
                 facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
             report.write_json(figures, measurements, force=args.force or len(curve) > 1, **facts)
-    test = report.curve_of(f"{model} {path.stem}", curve)
+    test = report.curve_of(f"{model} {path.stem}" if one_set else model, curve)
     if len(curve) > 1 and anchors:
         print(report.bd_rates(test, anchors, metric), file=lines)
     if args.plot:

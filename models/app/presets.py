@@ -39,7 +39,8 @@ def _rows(card: Card) -> Iterator[str]:
 def _weights_row(card: Card, path: Path, taken: bool) -> str:
     header = weights.read_metadata(path)
     name, megabytes = f"{path.stem}{' *' if taken else ''}", path.stat().st_size / 1e6
-    return f"  {name:15} {megabytes:4.1f} MB {_rates(card, header):15} {_kodak(header)}"
+    rates = f"quality {1 + card.ladder.index(path.stem)}" if path.stem in card.ladder else _rates(card, header)
+    return f"  {name:15} {megabytes:4.1f} MB {rates:15} {_kodak(header)}"
 
 
 def _rates(card: Card, header: dict[str, str]) -> str:

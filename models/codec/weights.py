@@ -151,6 +151,11 @@ def default(model: str, preset: str | None = None) -> Path:
     return path
 
 
+def ladder(model: str) -> list[Path]:
+    """The weights of one rate each that qualities 1, 2, … of the model are, in rising order of rate."""
+    return [SHIPPED / model / f"{stem}.safetensors" for stem in registry.card(model).ladder]
+
+
 def find(model: str, weights_id: bytes) -> Path:
     """The shipped weights that wrote a file. StreamError if it is none of them."""
     for path in shipped(model):

@@ -82,6 +82,12 @@ class CwicFlags(base.Flags):
         return before
 
     def add_compress_flags(self, parser, rate) -> None:
+        rate.add_argument(
+            "--quality",
+            type=int,
+            metavar="Q",
+            help="Which of the weights that ship, from 1 (smallest files) on: each has one rate. `presets` lists them.",
+        )
         parser.add_argument(
             "--show_importance",
             metavar="IMAGE",
@@ -98,7 +104,7 @@ class CwicFlags(base.Flags):
                 raise UserError("--show_importance is for one input")
             files.check_target(args.show_importance, args.force)
             check_writable(args.show_importance, *image.shape[:2])
-        return {}
+        return super().compress_controls(codec, args, image)
 
     def after_compress(self, codec, args, image: np.ndarray, data: bytes) -> None:
         from models.io.images import write_image
