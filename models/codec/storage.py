@@ -109,12 +109,13 @@ def calibrate(codec: Codec, images: np.ndarray) -> None:
             variable.assign(through_float16(variable.numpy()))
     codec.set_bank(tables.CdfBank.from_pmfs(codec.table_rows()))
 
-    def show_all(coder, analyse):
+    def show_all(make_coder, analyse):
         for batch, chosen in calibration_batches(codec, images):
-            codec.code(coder, analyse(batch, chosen), tf.shape(batch)[:3], **chosen)
+            codec.code(make_coder(), analyse(batch, chosen), tf.shape(batch)[:3], **chosen)
 
     with exact.calibrating(codec.submodules):
-        show_all(TableRate(codec.bank), lambda *inputs: coding.refine_analysis(codec, *inputs))
+        # A coder for each: it adds up bits by the image, and batches differ in size.
+        show_all(lambda: TableRate(codec.bank), lambda *inputs: coding.refine_analysis(codec, *inputs))
     # Rounded latents are not quite the Gaussians of their noisy selves.
     counter = SymbolCount(codec.bank)
 
@@ -123,7 +124,7 @@ def calibrate(codec: Codec, images: np.ndarray) -> None:
     def analyse(batch, chosen):
         return coding.analyse_for_encoding(codec, batch, chosen, DEFAULTS)
 
-    show_all(counter, analyse)
+    show_all(lambda: counter, analyse)
     codec.set_bank(codec.bank.fitted(counter.counts))
     codec.weights_id = weights.fingerprint(tensors(codec))
 

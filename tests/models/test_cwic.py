@@ -10,7 +10,7 @@ from PIL import Image
 
 from eval.replay import Recorder, Replay
 from models.app import cli
-from models.codec import load, load_for_training
+from models.codec import load, load_for_training, storage
 from models.codec.coding import to_uint8
 from models.cwic import CWIC, PRESETS, Config
 from models.entropy import rans, tables
@@ -90,6 +90,15 @@ def test_weights_of_stage_1_compress(first_stage, crop):
     reconstruction, bits = codec(tf.constant(image[None]))
     assert set(bits) == {"codes"}
     np.testing.assert_array_equal(codec.decompress(codec.compress(image)), to_uint8(reconstruction[0]))
+
+
+def test_calibration_in_batches_of_different_sizes(crop, monkeypatch):
+    monkeypatch.setattr(storage, "CALIBRATION_BATCH", 2)
+    tf.keras.utils.set_random_seed(3)
+    codec = CWIC(TINY)
+    codec.build_variables(training=True)
+    codec.calibrate(np.stack([crop(32, 32, 90 * n) for n in range(3)]))
+    assert codec.bank is not None
 
 
 # --- what is coded -----------------------------------------------------------------------------------------------
