@@ -20,11 +20,11 @@ def steps(tiny_cwic_weights, crop, tmp_path_factory):
     """Two weights files that stand for shipped ones: the second keeps more bits."""
     folder = tmp_path_factory.mktemp("shipped") / "cwic"
     folder.mkdir()
-    shutil.copy(tiny_cwic_weights, folder / "tiny-b.safetensors")
-    fewer = load_for_training(tiny_cwic_weights)
-    fewer.importance_net.layers[-1].bias.assign_sub([6.0])
-    fewer.calibrate(np.stack([crop(64, 64), crop(64, 64, 200)]))
-    fewer.save(folder / "tiny-a.safetensors")
+    shutil.copy(tiny_cwic_weights, folder / "tiny-a.safetensors")
+    more = load_for_training(tiny_cwic_weights)
+    more.importance_net.layers[-1].bias.assign_add([6.0])
+    more.calibrate(np.stack([crop(64, 64), crop(64, 64, 200)]))
+    more.save(folder / "tiny-b.safetensors")
     return [folder / "tiny-a.safetensors", folder / "tiny-b.safetensors"]
 
 
