@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from models.codec.base import Codec
 
 CALIBRATION_BATCH = 32
+#: What the header of a weights file says, under "form", where it is `save_for_coding` that wrote it.
+CODING_ONLY = "coding only"
 
 
 def load(path, preset: str | None = None, *, synthesis: bool = True, precision: str = AUTO) -> Codec:
@@ -65,6 +67,10 @@ def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Cod
     Raises UserError as `load` does, or if the file has several λ and not as many.
     """
     codec, values, _ = _from_file(path, training=True)
+    if weights.read_metadata(path).get("form") == CODING_ONLY:
+        raise UserError(
+            f"{path}: for coding only: it lacks the float form of the entropy networks, which training needs"
+        )
     assign(codec, {name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path))
     if lmbda is None:
         return codec
@@ -136,6 +142,16 @@ def calibration_batches(codec: Codec, images: np.ndarray) -> Iterator[tuple[tf.T
     for batch in np.array_split(order, -(-len(images) // CALIBRATION_BATCH)):
         padded = codec.pad(tf.cast(np.asarray(images)[batch], tf.float32))
         yield padded, codec.pad_controls({name: tf.constant(value[batch]) for name, value in controls.items()})
+
+
+def save_for_coding(source, target) -> None:
+    """Writes a weights file without what only training needs, the float form of the entropy networks.
+
+    Its weights are another set, with an id of its own: an id covers all tensors of a file.
+    """
+    values = tensors(load(source))
+    weights_id = weights.fingerprint(values).hex()
+    weights.write(target, values, {**weights.read_metadata(source), "weights_id": weights_id, "form": CODING_ONLY})
 
 
 def tensors(codec: Codec) -> dict[str, np.ndarray]:

@@ -101,6 +101,19 @@ def test_calibration_in_batches_of_different_sizes(crop, monkeypatch):
     assert codec.bank is not None
 
 
+def test_weights_for_coding_only(tiny_cwic, tiny_cwic_weights, crop, tmp_path):
+    target = tmp_path / "small.safetensors"
+    storage.save_for_coding(tiny_cwic_weights, target)
+    assert target.stat().st_size < 0.9 * Path(tiny_cwic_weights).stat().st_size
+    codec, image = load(target), crop(40, 50)
+    assert codec.weights_id != tiny_cwic.weights_id
+    np.testing.assert_array_equal(
+        codec.decompress(codec.compress(image)), tiny_cwic.decompress(tiny_cwic.compress(image))
+    )
+    with pytest.raises(UserError, match="for coding only"):
+        load_for_training(target)
+
+
 # --- what is coded -----------------------------------------------------------------------------------------------
 
 
