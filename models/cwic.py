@@ -24,6 +24,7 @@ if __name__ == "__main__":  # before TensorFlow is imported, for which --help do
     main("cwic")
 
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +35,7 @@ from models.codec.registry import register
 from models.entropy import tables
 from models.entropy.bit_context import ContextModel
 from models.io.errors import UserError
+from models.tools import bit_rdoq
 from transforms import importance
 from transforms.networks import cwic as transforms
 from transforms.starts import binary as binary_start
@@ -62,6 +64,8 @@ class Config:
     context_width: channels of the networks that predict the bits of the codes.
     map_context_width: the same for the bits of the importance map.
     restoration: files hold a filter for their picture; not in the paper. See `models/tools/restoration.py`.
+    rdoq: λ by which bits of a file flip where rate and distortion together are less; 0, and none flips, in the paper.
+      It is not that of the loss: straight-through gradients weigh rate too much. See `models/tools/bit_rdoq.py`.
     """
 
     encoder_widths: tuple[int, int] = (128, 256)
@@ -72,6 +76,7 @@ class Config:
     context_width: int = 96
     map_context_width: int = 32
     restoration: bool = False
+    rdoq: float = 0.0
 
     @property
     def codes(self) -> int:
@@ -206,6 +211,21 @@ class CWIC(Codec):
         # The first pass of the map knows nothing but where the picture ends.
         planes = self.map_context.transmit(coder, "map", ones, sent, tf.repeat(ones, c.planes, -1))
         return importance.from_bit_planes(planes), planes
+
+    def optimise(self, images, analysed, controls, iterations: int, progress):
+        """Flips bits, see `models/tools/bit_rdoq.py`."""
+        return bit_rdoq.optimise_bits(self, images, analysed, controls, iterations, progress)
+
+    @functools.cached_property
+    def bit_turn(self):
+        """A turn of `optimise`, as a graph for images of any size."""
+        return tf.function(functools.partial(bit_rdoq.turn, self), autograph=False, reduce_retracing=True)
+
+    @functools.cached_property
+    def bit_energies(self) -> np.ndarray:
+        """What each bit changes in an image, see `bit_rdoq.energies`."""
+        with tf.init_scope():
+            return bit_rdoq.energies(self, self.config.codes)
 
     def reconstruct(self, latents: tf.Tensor) -> tf.Tensor:
         return self.denormalise(self.synthesis(latents))

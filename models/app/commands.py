@@ -39,7 +39,7 @@ def _weights_path(model: str, args: argparse.Namespace) -> Path:
 
 
 def _load_rates(model: str, args: argparse.Namespace, synthesis: bool = True):
-    """The codec to compress with; where nobody names weights and those of a model have one rate each, their `Ladder`."""
+    """The codec to compress with: where nobody names weights and those of a model have one rate each, a `Ladder`."""
     steps = weights.ladder(model)
     if args.weights or args.preset or not steps:
         return _load(model, _weights_path(model, args), args, synthesis)

@@ -21,7 +21,6 @@ from models.entropy import container, rans
 from models.entropy.coders import LatentCoder, TableRate
 from models.io.errors import UserError
 from models.tools import restoration
-from models.tools.rdoq import optimise_symbols
 from models.tools.target_size import largest_within
 from transforms import tiling
 
@@ -58,7 +57,7 @@ def encode(
 def analyse_for_encoding(codec: Codec, images: tf.Tensor, controls: dict[str, tf.Tensor], options: EncoderOptions):
     """Analyses padded images [B, H, W, 3] and searches for better latents, as the weights and the options allow."""
     analysed = refine_analysis(codec, images, controls, options.tile)
-    return optimise_symbols(codec, images, analysed, controls, options.effort, options.progress)
+    return codec.optimise(images, analysed, controls, options.effort, options.progress)
 
 
 def refine_analysis(codec: Codec, images: tf.Tensor, controls: dict[str, tf.Tensor], tile: int | None = None):

@@ -18,6 +18,7 @@ from models.codec.rate_control import QualityLevels, RateControl
 from models.entropy import tables
 from models.entropy.coders import EntropyModels
 from models.io.errors import UserError
+from models.tools import rdoq
 from transforms import tiling
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Contract(tf.keras.Model):
       losses, with metric_names              another loss than bpp + λ · distortion
       error_weights, rate_distortion         where λ is not one number for an image
       symbol_scale, unquantised              what the encoder's search has to know of `code` (with `searchable`)
+      optimise                               another search of the encoder
       settings, from_settings                what a weights file says besides the configuration
       init_pca, to_variable_rate             how training may begin
       latent_outputs                         what latents tell besides an image
@@ -121,6 +123,10 @@ class Contract(tf.keras.Model):
     def symbol_scale(self, **controls) -> tf.Tensor:
         """Factors that bring what `analyse` gives to units of the quantiser's step; they broadcast to it."""
         return tf.ones([])
+
+    def optimise(self, images, analysed, controls, iterations: int, progress):
+        """What `analyse` gave, with moves that lower rate and distortion; see `models/tools/rdoq.py`."""
+        return rdoq.optimise_symbols(self, images, analysed, controls, iterations, progress)
 
     def unquantised(self, analysed, **controls):
         """The latents that `code` would return if nothing were rounded."""

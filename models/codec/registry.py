@@ -104,6 +104,7 @@ _ZOO = (
             "small-high": Preset("the same with four times the bits, for higher rates", 2.322, 46.55),
         },
         weights="small-r25",
+        searchable=True,
     ),
     Card(
         "sae_spn",

@@ -72,11 +72,11 @@ def optimise_symbols(
     elif eager and iterations >= GRADIENT_GRAPH_FROM:
         one = functools.partial(_iteration, codec, codec.rdoq_graphs.gradients)
     else:
-        one = functools.partial(_iteration, codec, functools.partial(_gradients, codec))
+        one = functools.partial(_iteration, codec, functools.partial(gradients_of_error, codec))
 
     def step(turn, latents, slopes, best, least):
         loss, moved, slopes = one(images, latents, controls, turn, penalties[turn], momenta[turn], slopes)
-        return turn + 1, moved, slopes, *_better(latents, loss, best, least)
+        return turn + 1, moved, slopes, *better(latents, loss, best, least)
 
     slopes = tf.nest.map_structure(tf.zeros_like, codec.unquantised(analysed, **controls))
     state = (tf.constant(0), analysed, slopes, analysed, tf.fill(tf.shape(images)[:1], np.inf))
@@ -90,7 +90,7 @@ def optimise_symbols(
         loss, *_ = one(images, latents, controls, turn, penalties[-1], momenta[-1], slopes)
     else:
         loss = _loss(codec, images, latents, controls)
-    return _better(latents, loss, best, least)[0]
+    return better(latents, loss, best, least)[0]
 
 
 class Graphs:
@@ -101,13 +101,13 @@ class Graphs:
 
     @functools.cached_property
     def gradients(self):
-        """See `_gradients`."""
-        return tf.function(functools.partial(_gradients, self._codec), autograph=False, reduce_retracing=True)
+        """See `gradients_of_error`."""
+        return tf.function(functools.partial(gradients_of_error, self._codec), autograph=False, reduce_retracing=True)
 
     @functools.cached_property
     def iteration(self):
         """See `_iteration`."""
-        whole = functools.partial(_iteration, self._codec, functools.partial(_gradients, self._codec))
+        whole = functools.partial(_iteration, self._codec, functools.partial(gradients_of_error, self._codec))
         return tf.function(whole, autograph=False, reduce_retracing=True)
 
 
@@ -123,7 +123,7 @@ def _momenta(iterations: int) -> np.ndarray:
     return kept
 
 
-def _better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Of each image the latents of less loss, [B], and that: estimates of what moves bring can be wrong."""
     best = tf.ensure_shape(tf.where((loss < least)[:, None, None, None], latents, best), best.shape)
     return best, tf.ensure_shape(tf.minimum(loss, least), least.shape)
@@ -133,7 +133,7 @@ def _iteration(codec, gradients_of, images: tf.Tensor, analysed: tf.Tensor, cont
     """Does one iteration.
 
     Args:
-      gradients_of: `_gradients` of the codec, or a graph of it.
+      gradients_of: `gradients_of_error` of the codec, or a graph of it.
       turn: its number, int32 [].
       penalty: of a move, bits, float32 [].
       momentum: the share that slopes keep of those of the iteration before, float32 [].
@@ -166,9 +166,9 @@ def _loss(codec, images: tf.Tensor, analysed: tf.Tensor, controls: dict[str, tf.
     decoded = codec.code(coder, analysed, tf.shape(images)[:3], **controls)
 
     def restored(original, weights, *latents):
-        return _restored(codec, original, tf.nest.pack_sequence_as(decoded, latents), weights)
+        return restored_images(codec, original, tf.nest.pack_sequence_as(decoded, latents), weights)
 
-    return _loss_of(codec, images, _in_tiles(codec, restored, images, decoded, controls, [1]), coder, controls)
+    return _loss_of(codec, images, in_tiles(codec, restored, images, decoded, controls, [1]), coder, controls)
 
 
 def _loss_of(codec, images: tf.Tensor, restored: tf.Tensor, coder, controls) -> tf.Tensor:
@@ -183,7 +183,7 @@ def checkerboard_mask(latents: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     return (rows[:, None, None] + columns[:, None] + channels + turn) % 2 == 0
 
 
-def _restored(codec, images: tf.Tensor, decoded, weights: tf.Tensor) -> tf.Tensor:
+def restored_images(codec, images: tf.Tensor, decoded, weights: tf.Tensor) -> tf.Tensor:
     """Images behind the filters that their files will hold: what counts is their error there."""
     reconstruction = codec.reconstruct(decoded)
     if not codec.has_filter:
@@ -221,21 +221,21 @@ class _Passes(TableRate):
         return move
 
 
-def _gradients(codec, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor]):
+def gradients_of_error(codec, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor]):
     """Restored images, and the gradients with respect to latents of their weighted squared error, in bits."""
 
     def gradients(original, weights, *latents):
         original = tf.cast(original, tf.float32)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(latents)
-            restored = _restored(codec, original, tf.nest.pack_sequence_as(decoded, latents), weights)
+            restored = restored_images(codec, original, tf.nest.pack_sequence_as(decoded, latents), weights)
             loss = tf.reduce_sum(weights * tf.math.squared_difference(restored, original)) / 3
         return restored, tf.nest.pack_sequence_as(decoded, tape.gradient(loss, latents))
 
-    return _in_tiles(codec, gradients, images, decoded, controls, [1, *codec.reach.decoded])
+    return in_tiles(codec, gradients, images, decoded, controls, [1, *codec.reach.decoded])
 
 
-def _in_tiles(codec, function, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor], output_cells):
+def in_tiles(codec, function, images: tf.Tensor, decoded, controls: dict[str, tf.Tensor], output_cells):
     """`function` of images, what their errors count, and latents; tiles of large images have a filter each."""
     r, parts = codec.reach, tf.nest.flatten(decoded)
     weights = codec.error_weights(tf.shape(images), **controls)
