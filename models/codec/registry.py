@@ -33,8 +33,8 @@ class Card:
     name: as in `models/<name>.py`. model_id: the format byte of its files. title: one line. presets: those that `train`
     takes, its default first. weights: the stem of the weights file that coding takes by default. progressive: whether
     `decompress` takes `groups`. searchable: whether `compress` takes an effort. quality: the range of `--quality`,
-    where it is not from 1 to the number of λ. bfloat16: whether transforms may be computed in it by default. ladder: the
-    stems of weights files of one rate each that `--quality 1`, `2`, … and a target choose from.
+    where it is not from 1 to the number of λ. bfloat16: whether transforms may be computed in it by default. ladder:
+    the stems of weights files of one rate each that `--quality 1`, `2`, … and a target choose from.
     """
 
     name: str

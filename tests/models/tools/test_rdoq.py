@@ -64,7 +64,7 @@ def test_it_pays(crop, tmp_path, path, quality, restoration, least):
 
 
 def one_iteration(codec, *arguments):
-    return rdoq._iteration(codec, functools.partial(rdoq._gradients, codec), *arguments)
+    return rdoq._iteration(codec, functools.partial(rdoq.gradients_of_error, codec), *arguments)
 
 
 def after_iteration(codec, images, latents, controls, turn=0):
@@ -184,7 +184,7 @@ def test_the_gradient_is_that_of_the_error(medium, crop):
     weights_ = medium.error_weights(tf.shape(images), **controls)
     filters, _ = restoration.fit(images, medium.reconstruct(decoded), weights_)
     assert np.any(filters)
-    restored, gradient = rdoq._gradients(medium, images, decoded, controls)
+    restored, gradient = rdoq.gradients_of_error(medium, images, decoded, controls)
     np.testing.assert_allclose(restored, restoration.apply(medium.reconstruct(decoded), filters), atol=1e-3)
 
     def error(latents):
@@ -238,7 +238,7 @@ def test_rounds_remember_the_slopes_of_those_before(medium, crop):
     loss, _, first = one_iteration(medium, images, latents, controls, 0, medium.rdoq, 0.0, old)
     _, _, later = one_iteration(medium, images, latents, controls, 1, medium.rdoq, 0.4, old)
     decoded = medium.code(TableRate(medium.bank), latents, tf.shape(images)[:3], **controls)
-    now = rdoq._gradients(medium, images, decoded, controls)[1]
+    now = rdoq.gradients_of_error(medium, images, decoded, controls)[1]
     np.testing.assert_allclose(first, now, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(later, 0.4 * old + 0.6 * now, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(loss, rdoq._loss(medium, images, latents, controls), rtol=1e-5)
