@@ -38,6 +38,10 @@ def _jpeg(quality: float) -> dict[str, Any]:
     return {"format": "JPEG", "quality": int(quality), "subsampling": "4:2:0", "optimize": True}
 
 
+def _jpeg_444(quality: float) -> dict[str, Any]:
+    return {**_jpeg(quality), "subsampling": "4:4:4"}
+
+
 def _jpeg2000(quality: float) -> dict[str, Any]:
     # A bare codestream (the file format around it costs 85 bytes), the irreversible 9-7 wavelet, one layer
     # at the target rate. `rates` are ratios to the 24 bits of an uncompressed pixel.
@@ -67,6 +71,7 @@ def _avif_psnr(quality: float) -> dict[str, Any]:
 
 CODECS = {
     "jpeg": Classical("jpeg-420", _jpeg, 1, 95),
+    "jpeg-444": Classical("jpeg-444", _jpeg_444, 1, 95),
     "jpeg2000": Classical("jpeg2000", _jpeg2000, 0.005, 8, step=0.005),  # quality: the target rate in bpp
     "webp": Classical("webp-m6", _webp, 0, 100),
     "avif": Classical("avif-444-s4", _avif, 0, 100),

@@ -259,7 +259,7 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     anchors = []
     if args.anchors is not None:
         anchors = report.comparable(report.load_anchors(args.anchors or report.ANCHORS).values(), metric)
-        if not args.anchors and {path.stem for path in inputs} != {f"kodim{n:02}" for n in range(1, 25)}:
+        if not args.anchors and not report.is_kodak(inputs):
             print(
                 "note: these anchors are of kodim01 to kodim24, and other images compare with others: "
                 "python -m eval.anchors measures them",

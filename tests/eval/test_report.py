@@ -212,6 +212,13 @@ def test_a_plot_is_of_the_rates_of_the_curves(tmp_path, monkeypatch):
     assert shown == [(0.0, pytest.approx(0.55))]
 
 
+def test_bd_quality_of_shifted_curves():
+    better = Curve("b", ANCHOR.bpp, tuple(value + 1.5 for value in ANCHOR.psnr))
+    assert report.bd_quality(ANCHOR, better) == pytest.approx(1.5)
+    assert report.bd_quality(better, ANCHOR) == pytest.approx(-1.5)
+    assert math.isnan(report.bd_quality(ANCHOR, Curve("f", (1.0, 2.0), (40.0, 45.0))))
+
+
 def test_bd_rates_of_a_measured_curve():
     """Half the bytes at the same quality is -50 %, and a curve through means is rising whatever the order."""
 

@@ -17,7 +17,7 @@ from eval.metrics import bpp as bits_per_pixel
 from models.io.errors import UserError
 from models.io.files import PathLike, atomic_write
 
-ANCHORS = Path(__file__).resolve().parent.parent / "res" / "eval" / "anchors.json"
+ANCHORS = Path(__file__).resolve().parents[2] / "res" / "eval" / "anchors.json"
 KEYS = ("bpp", "psnr", "ms_ssim")
 _OF = {"psnr": "", "ms_ssim": " (MS-SSIM)"}  # as lines have it
 AXES = {"psnr": "PSNR, dB (RGB)", "ms_ssim": "MS-SSIM, dB (RGB)"}
@@ -153,6 +153,11 @@ def _finite(value: Any) -> Any:
 # --- other codecs ------------------------------------------------------------------------------------------
 
 
+def is_kodak(paths: Iterable[Path]) -> bool:
+    """Tells whether images are kodim01 to kodim24, by their names: the anchors that ship are of those."""
+    return {path.stem for path in paths} == {f"kodim{n:02}" for n in range(1, 25)}
+
+
 def load_anchors(path: PathLike = ANCHORS) -> dict[str, Curve]:
     """Reads curves to compare with, by name.
 
@@ -222,20 +227,8 @@ def bd_rate(anchor: Curve, test: Curve, metric: str = "psnr") -> float:
     Returns:
       Percent: -10 says that `test` needs a tenth less than `anchor`. NaN where no range of quality is common.
     """
-    from scipy.interpolate import PchipInterpolator
-
-    integrals, ranges = [], []
-    for curve in (anchor, test):
-        quality, rate = _rising(curve.quality(metric), curve.bpp)
-        if len(quality) < 2:
-            return math.nan
-        ranges.append((quality[0], quality[-1]))
-        integrals.append(PchipInterpolator(quality, np.log(rate)).antiderivative())
-    low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
-    if low >= high:
-        return math.nan
-    of_anchor, of_test = ((integral(high) - integral(low)) / (high - low) for integral in integrals)
-    return 100 * math.expm1(of_test - of_anchor)
+    curves = [_rising(curve.quality(metric), curve.bpp) for curve in (anchor, test)]
+    return 100 * math.expm1(_mean_difference([(quality, np.log(rate)) for quality, rate in curves]))
 
 
 def _rising(quality: np.ndarray, rate: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -245,6 +238,33 @@ def _rising(quality: np.ndarray, rate: Sequence[float]) -> tuple[np.ndarray, np.
         if not kept or value > kept[-1][0]:
             kept.append((value, bits))
     return np.array([k[0] for k in kept]), np.array([k[1] for k in kept])
+
+
+def bd_quality(anchor: Curve, test: Curve, metric: str = "psnr") -> float:
+    """Computes Bjontegaard's mean difference in quality at equal rate ("BD-PSNR" for `psnr`).
+
+    Args:
+      anchor, test, metric: as of `bd_rate`.
+
+    Returns:
+      dB: 1 says that `test` is better by a dB. NaN where no range of rates is common.
+    """
+    curves = [_rising(curve.quality(metric), curve.bpp) for curve in (anchor, test)]
+    return _mean_difference([(np.log(rate), quality) for quality, rate in curves])
+
+
+def _mean_difference(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The mean of the second curve less that of the first, over the common range of x; NaN where there is none."""
+    from scipy.interpolate import PchipInterpolator
+
+    if min(len(x) for x, _ in curves) < 2:
+        return math.nan
+    low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    if low >= high:
+        return math.nan
+    integrals = [PchipInterpolator(x, y).antiderivative() for x, y in curves]
+    first, second = ((integral(high) - integral(low)) / (high - low) for integral in integrals)
+    return float(second - first)
 
 
 def comparable(anchors: Iterable[Curve], metric: str) -> list[Curve]:
