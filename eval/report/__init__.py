@@ -138,15 +138,16 @@ def write_json(path: PathLike, measurements: Sequence[Measurement], force: bool 
       UserError: as of `models.io.files.atomic_write`.
     """
     images = [{**asdict(m), "bpp": m.bpp} for m in measurements]
-    text = json.dumps(_finite({**facts, "mean": mean(measurements), "pictures": images}), indent=1)
+    text = json.dumps(finite({**facts, "mean": mean(measurements), "pictures": images}), indent=1)
     atomic_write(path, (text + "\n").encode(), force)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Returns a value of lists and mappings with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
