@@ -31,7 +31,7 @@ import PIL
 from PIL import Image
 
 from eval import classical, report
-from eval.report.codecs import Codec, Results, classical_codec, digest, learned_codec
+from eval.report.codecs import Codec, Results, classical_codec, digest, learned_codec, spread
 from models.io import files, formats, terminal
 from models.io.errors import UserError, one_line, reason
 from models.io.images import read_image
@@ -53,6 +53,8 @@ COLUMNS = (
     "encode_s",
     "decode_s",
 )
+#: At so many sizes of file images are shown side by side.
+SIZES = 3
 METRICS = ("psnr", "ms_ssim")
 
 
@@ -83,25 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--effort", type=int, metavar="N", help="RDOQ iterations, for weights that have RDOQ.")
     parser.add_argument(
-        "--bpp",
-        type=_rates,
-        default=(0.15, 0.3, 0.6),
-        metavar="BPP[,BPP…]",
-        help="Sizes of file at which images are shown side by side. Default: 0.15,0.3,0.6.",
-    )
-    parser.add_argument(
         "--show", type=int, default=4, metavar="N", help="How many images are shown side by side. Default: %(default)s."
     )
     parser.add_argument("--anchors", metavar="FILE", help="Published curves; by default those that ship, of Kodak.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace the report that is there.")
     return parser
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    rates = tuple(sorted({float(part) for part in text.split(",")}))
-    if not all(0 < rate < math.inf for rate in rates):
-        raise ValueError
-    return rates
 
 
 def _report_error(message: str) -> int:
@@ -135,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     codecs = [classical_codec(name, args.points) for name in wanted]
     codecs = [learned_codec(name, args.points, args.effort) for name in dict.fromkeys(args.weights)] + codecs
 
-    rows, shown, code = measure(codecs, names, args.bpp, args.show, Results(args.output))
+    rows, shown, code = measure(codecs, names, args.show, Results(args.output))
     if not rows:
         raise UserError("no image could be measured")
     measured = {row["image"] for row in rows}
@@ -170,7 +158,7 @@ def _chart_library() -> str:
 
 
 def measure(
-    codecs: Sequence[Codec], names: dict[Path, str], rates: Sequence[float], show: int, results: Results
+    codecs: Sequence[Codec], names: dict[Path, str], show: int, results: Results
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Measures codecs on images.
 
@@ -180,8 +168,7 @@ def measure(
     Args:
       codecs: at their qualities.
       names: of the images, by path.
-      rates: bpp at which the first `show` images are compressed by every codec to compare them.
-      show: how many.
+      show: how many images are also compressed to equal bytes, see `compare`.
       results: the cache.
 
     Returns:
@@ -191,12 +178,11 @@ def measure(
     from tqdm import tqdm
 
     rows, shown, code = [], [], 0
-    total = sum(len(codec.qualities) for codec in codecs) * len(names) + len(codecs) * len(rates) * min(
-        show, len(names)
-    )
+    points, compared = sum(len(codec.qualities) for codec in codecs), SIZES * len(codecs)
+    total = points * len(names) + compared * min(show, len(names))
     with tqdm(total=total, unit="file", leave=False, disable=None) as bar:
         for path, name in names.items():
-            of_image, compared = [], None
+            of_image, images = [], []
             try:
                 image = read_image(path)
                 height, width = image.shape[:2]
@@ -208,33 +194,37 @@ def measure(
                         of_image.append({"codec": codec.name, "quality": quality, **facts, "bpp": rate, **point})
                         bar.update()
                 if len(shown) < show:
-                    compared = compare(codecs, image, facts, rates, results, bar.update)
+                    images = [compare(codecs, image, facts, results, bar.update)]
             except (ValueError, OSError, MemoryError) as error:
                 with bar.external_write_mode(file=sys.stderr):
                     text = one_line(error)
                     code = _report_error(text if text.startswith(str(path)) else f"{path}: {text}")
                 continue
             rows += of_image
-            shown += [compared] if compared else []
+            shown += images
     return rows, shown, code
 
 
-def compare(
-    codecs: Sequence[Codec], image: np.ndarray, facts: dict, rates: Sequence[float], results: Results, step
-) -> dict:
-    """Compresses an image with all codecs to the same sizes, and keeps what comes back; `step` is called after each."""
-    pixels = facts["width"] * facts["height"]
-    stem = Path(facts["image"]).stem
-    of_rates = []
-    for rate in rates:
+def compare(codecs: Sequence[Codec], image: np.ndarray, facts: dict[str, Any], results: Results, step) -> dict:
+    """Compresses an image with all codecs to equal bytes, at `SIZES` sizes, and keeps what comes back.
+
+    The sizes are those of the first codec's files at its lowest, its highest and a middle quality. `step` is called
+    after each file.
+    """
+    pixels, stem = facts["width"] * facts["height"], Path(facts["image"]).stem
+    rates = []
+    for quality in spread(codecs[0].qualities, SIZES):
+        limit = results.point(codecs[0], image, quality)["num_bytes"]
+        bpp = 8 * limit / pixels
         entries = []
         for codec in codecs:
-            result = results.at_bytes(codec, image, int(rate * pixels / 8), f"{stem}-{rate:g}bpp")
+            known = quality if codec is codecs[0] else None
+            result = results.at_bytes(codec, image, limit, f"{stem}-{bpp:.3f}bpp", known)
             if result:
                 entries.append({"name": codec.name, **result, "bpp": 8 * result["num_bytes"] / pixels})
             step()
-        of_rates.append({"bpp": rate, "codecs": entries})
-    return {**facts, "original": {"file": results.keep(image, stem, digest(image))}, "rates": of_rates}
+        rates.append({"bpp": bpp, "codecs": entries})
+    return {**facts, "original": {"file": results.keep(image, stem, digest(image))}, "rates": rates}
 
 
 # --- figures ---------------------------------------------------------------------------------------------

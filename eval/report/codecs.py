@@ -53,8 +53,8 @@ class Codec:
     decode: Callable[[bytes], np.ndarray]
 
 
-def _spread(values: Sequence[float], points: int) -> list[float]:
-    """Some of the values, evenly spaced, both ends included."""
+def spread(values: Sequence[float], points: int) -> list[float]:
+    """Returns so many of the values, evenly spaced, with both ends."""
     return [values[index] for index in np.unique(np.linspace(0, len(values) - 1, points).round().astype(int))]
 
 
@@ -70,7 +70,7 @@ def classical_codec(name: str, points: int) -> Codec:
         kind="classical",
         about={"settings": f"Pillow {PIL.__version__}, {entry.anchor}"},
         settings={"codec": name, "pillow": PIL.__version__, "save": save},
-        qualities=_spread(qualities, points),
+        qualities=spread(qualities, points),
         prepare=lambda: None,
         encode=functools.partial(classical.encode, name),
         fit=lambda image, limit: classical.at_bytes(name, image, limit)[0],
@@ -134,7 +134,7 @@ def learned_codec(name: str, points: int, effort: int | None) -> Codec:
             "effort": options.effort if codec.rdoq else None,
             "precision": codec.precision,
         },
-        qualities=_spread(codec.rate_control.qualities.tolist(), points)
+        qualities=spread(codec.rate_control.qualities.tolist(), points)
         if codec.rate_control.qualities.size
         else [None],
         prepare=prepare,
@@ -168,24 +168,33 @@ class Results:
 
         return self._get({"quality": quality, **codec.settings}, image, measure)
 
-    def at_bytes(self, codec: Codec, image: np.ndarray, limit: int, stem: str) -> dict[str, Any]:
+    def at_bytes(
+        self, codec: Codec, image: np.ndarray, limit: int, name: str, quality: float | None = None
+    ) -> dict[str, Any]:
         """Compresses an image to at most so many bytes, and keeps what comes back as a PNG.
+
+        Args:
+          codec: one that is measured.
+          image: uint8 `[H, W, 3]`.
+          limit: bytes.
+          name: the PNG's, but for the codec and a key.
+          quality: the one of that size, if it is known.
 
         Returns:
           `num_bytes`, `psnr`, `ms_ssim` and `file`, the PNG's path below the folder; nothing if the codec has no file
-          of that size: a tenth less counts, not more.
+          of that size. One that is up to a tenth smaller counts.
         """
 
         def measure(key: str) -> dict[str, Any]:
             codec.prepare()
             try:
-                data = codec.fit(image, limit)
+                data = codec.fit(image, limit) if quality is None else codec.encode(image, quality)
             except ValueError:
                 return {}
-            if len(data) < 0.9 * limit:
+            if not 0.9 * limit <= len(data) <= limit:
                 return {}
             decoded = codec.decode(data)
-            return {**_figures(image, data, decoded), "file": self.keep(decoded, f"{stem}-{codec.name}", key)}
+            return {**_figures(image, data, decoded), "file": self.keep(decoded, f"{name}-{codec.name}", key)}
 
         return self._get({"limit": limit, **codec.settings}, image, measure)
 
