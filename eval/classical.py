@@ -1,11 +1,13 @@
 """The codecs that everybody has, through Pillow: what a learned codec has to beat at the same size of file.
 
 Their settings are those of `res/eval/anchors.json`, which was measured with them (Pillow 13: libjpeg-turbo
-3.2, OpenJPEG 2.5, libwebp 1.6, libavif 1.4 with aom).
+3.2, OpenJPEG 2.5, libwebp 1.6, libavif 1.4 with aom). HEIC and JPEG XL join
+them where pillow-heif and pillow-jxl-plugin are installed.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +79,30 @@ CODECS = {
     "avif": Classical("avif-444-s4", _avif, 0, 100),
     "avif-psnr": Classical("avif-444-s4-tunepsnr", _avif_psnr, 0, 100),
 }
+
+
+def _load_plugin(name: str) -> bool:
+    """Makes a plug-in of Pillow known to it; False where it is not installed."""
+    try:
+        plugin = importlib.import_module(name)
+    except ImportError:
+        return False
+    getattr(plugin, "register_heif_opener", lambda: None)()  # the other registers itself
+    return True
+
+
+def _heic(quality: float) -> dict[str, Any]:
+    return {"format": "HEIF", "quality": int(quality), "chroma": 444}
+
+
+def _jxl(quality: float) -> dict[str, Any]:
+    return {"format": "JXL", "quality": int(quality), "effort": 7, "num_threads": 1}
+
+
+if _load_plugin("pillow_heif"):
+    CODECS["heic"] = Classical("heic-x265-444", _heic, 0, 100)
+if _load_plugin("pillow_jxl"):
+    CODECS["jxl"] = Classical("jxl-e7", _jxl, 0, 99)  # 100 is without loss
 
 
 def encode(codec: str, image: np.ndarray, quality: float) -> bytes:

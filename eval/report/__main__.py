@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help="Where the report goes.")
     parser.add_argument(
         "--codecs",
-        default="jpeg,jpeg-444,jpeg2000,webp,avif",
+        default=",".join(name for name in classical.CODECS if name != "avif-psnr"),
         metavar="NAME[,NAME…]",
         help=f"Classical codecs, of {', '.join(classical.CODECS)}; '' for none. Default: %(default)s.",
     )
