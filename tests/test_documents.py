@@ -1,5 +1,6 @@
 """README.md and the pages of res/: links lead somewhere, commands are ones that the parsers know."""
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eval import report
 from models.app.cli import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,3 +74,42 @@ def test_commands_are_found():
     )
     assert found == [("elic", ["compress", "-", "--quality", "2"]), ("sft", ["presets"])]
     assert len(commands(README.read_text(encoding="utf-8"))) > 10
+
+
+#: Columns of the README's tables, and the names of the codecs in `anchors.json`.
+COLUMNS = {"JPEG 4:2:0": "jpeg-420", "WebP": "webp-m6", "JPEG 2000": "jpeg2000", "AVIF": "avif-444-s4"}
+COLUMNS["BPG 4:4:4"] = "bpg-444"
+
+
+def tables() -> dict[str, list[list[str]]]:
+    """The rows of the README's tables of results, by weights id; the first row is the heads."""
+    found = re.findall(r"\(weights id (\w+), [^)]*\):\n\n((?:\|.*\n)+)", README.read_text(encoding="utf-8"))
+    return {
+        weights_id: [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in lines.splitlines()]
+        for weights_id, lines in found
+    }
+
+
+def test_the_readme_has_the_figures_of_res_eval():
+    files = [json.loads(path.read_text()) for path in (ROOT / "res" / "eval").glob("*_kodak.json")]
+    anchors = report.load_anchors()
+    assert len(tables()) >= 2
+    for weights_id, (heads, _, *rows) in tables().items():
+        (content,) = [file for file in files if file["weights_id"] == weights_id and "effort" not in file]
+        points = {point["quality"]: point for point in content["curve"]}
+        curve = report.Curve("", *(tuple(point[key] for point in content["curve"]) for key in report.KEYS))
+        for quality, *cells in rows:
+            row = dict(zip(heads[1:], (cell.replace("−", "-").removesuffix(" %") for cell in cells)))
+            if re.fullmatch(r"[\d.]+", quality):
+                point = points[float(quality)]
+                expected = {"bpp": point["bpp"], "PSNR": point["psnr"], "MS-SSIM": point["ms_ssim"]}
+                for head, name in COLUMNS.items():
+                    expected[head] = point["psnr"] - report.interpolate(anchors[name], point["bpp"])
+            elif quality == "BD-rate":
+                expected = {head: report.bd_rate(anchors[name], curve) for head, name in COLUMNS.items()}
+            else:
+                continue  # with --effort: of another file
+            for head, cell in row.items():
+                if cell:
+                    digits = len(cell.partition(".")[2])
+                    assert float(cell) == pytest.approx(expected[head], abs=0.6 * 10**-digits), (quality, head)
