@@ -12,11 +12,11 @@ Adaptive Coding", CVPR 2022, https://arxiv.org/abs/2203.10886
                                           ▼
     images ◄── synthesis ◄────────────── y_hat
 
-Ten passes for the whole image, each parallel over its positions and channels. The first groups are small and hold
-most of the energy: decoding only those already shows the image (`groups`, section 3.4 "progressive").
+Two passes a group, ten in the paper, each parallel over its positions and channels. The first groups are small and
+hold most of the energy: decoding only those already shows the image (`groups`, section 3.4 "progressive").
 
 Not in the paper: gains for several λ (`transforms/gain.py`), detail channels (`transforms/networks/detail.py`), a
-PCA initialisation, a second analysis before a file is written (`Codec.refine_analysis`), RDOQ
+PCA initialisation, a second analysis before a file is written (`coding.refine_analysis`), RDOQ
 (`models/tools/rdoq.py`), and a filter for the image at the end of its file (`models/tools/restoration.py`).
 """
 
@@ -61,12 +61,11 @@ class Config:
     parameter_width: least hidden width of the parameter networks, which otherwise narrow on a straight line from their
       input to their output.
     detail: channels of the last group, if that is one of detail channels; 0 in the paper. See
-    `transforms.networks.detail`.
+      `transforms.networks.detail`.
     restoration: files hold a filter for their image; not in the paper. See `models/tools/restoration.py`.
-    compensation: the share of what the synthesis would leave out of an image that a second analysis makes up for, in
-      files; 0 in the paper. See `Codec.refine_analysis`.
-    rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
-      moves, in the paper. See `models/tools/rdoq.py`.
+    compensation: step size of the second analysis, which analyses x + compensation · (x − S(A(x))) before a file is
+      written; 0, as in the paper, analyses once. See `coding.refine_analysis`.
+    rdoq: the move penalty of RDOQ in bits; 0, as in the paper, switches RDOQ off. See `models/tools/rdoq.py`.
     """
 
     widths: tuple[int, int, int] = (192, 192, 192)
@@ -88,11 +87,11 @@ class Config:
 
     @property
     def deep(self) -> int:
-        """Those of them that the paper's transforms make."""
+        """Channels of y that come from the paper's transforms, not from detail channels."""
         return self.latents - self.detail
 
     def with_detail(self, channels: int) -> Config:
-        """The same with one more group, of so many detail channels."""
+        """Returns this configuration with one more group, of so many detail channels."""
         return dataclasses.replace(self, groups=(*self.groups, channels), detail=channels)
 
 
@@ -109,7 +108,11 @@ _SMALL = Config(
     rdoq=11.5,
 )
 PRESETS = {"base": Config(), "medium": _SMALL.with_detail(160), "small": _SMALL}
-"""`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels."""
+"""`base` is the paper's network, `small` a tenth of the work, `medium` is `small` with detail channels.
+
+Also on the card in `models/codec/registry.py`, in the same order. The weights called `small` that ship are older than
+the preset: their configuration has no restoration, compensation or rdoq.
+"""
 
 
 @register("elic", config=Config, presets=PRESETS)
@@ -170,9 +173,9 @@ class ELIC(Codec):
             for k in range(len(c.groups))
         ]
 
-    def _first_log_gains(self, one: float) -> np.ndarray:
-        """Of each λ, with 0 where λ is `one`: the best step size falls with the square root of λ."""
-        return 0.5 * np.log(np.array(self.lambdas) / one)
+    def _first_log_gains(self, reference: float) -> np.ndarray:
+        """Initial log gain of each λ, 0.5 · ln(λ / reference): the best step is proportional to 1/√λ."""
+        return 0.5 * np.log(np.array(self.lambdas) / reference)
 
     def init_pca(self) -> None:
         """See `Codec`."""
@@ -185,10 +188,10 @@ class ELIC(Codec):
         return linear_start.best_step(np.exp(np.mean(np.log(self.lambdas))))
 
     def _begin_detail(self, shown: bool) -> None:
-        """Lets detail channels that are built begin as the components that follow the deep ones'; see `detail.begin`.
+        """Initialises detail channels with the components that follow those of the deep channels; see `detail.begin`.
 
-        Where there are gains these bring them to steps, and the kernels are orthonormal: smaller ones would be shaken
-        by each step of the training.
+        With gains the step size goes into the gains, and the kernels stay orthonormal: an optimizer's steps have a
+        fixed size and would be too large for small kernels.
         """
         unit = self._first_step()
         if self.variable_rate:
@@ -200,13 +203,14 @@ class ELIC(Codec):
         detail.begin(self.detail_analysis, self.detail_synthesis, self.config.deep, unit, shown)
         for chain in (self.analysis_exchange, self.synthesis_exchange):
             chain.layers[0].init_identity()
-        # A random network would predict them far off, and the more bits that costs the more it would disturb the rest.
+        # Start at mean 0 and scale 0.4: random predictions would cost many bits, whose gradients would disturb what is
+        # trained already.
         last = self.parameters[-1]
         last.kernels[-1].assign(tf.zeros_like(last.kernels[-1]))
         last.biases[-1].assign(np.repeat([0.0, np.log(0.4)], self.config.detail))
 
     def with_detail(self, channels: int) -> ELIC:
-        """A codec to train that has so many detail channels, too: it does what this one does, and these nothing yet.
+        """Makes a codec to train: this one with so many detail channels added. It behaves the same until it is trained.
 
         UserError if this one has some, or only one λ.
         """
@@ -216,7 +220,8 @@ class ELIC(Codec):
             raise UserError("weights of one λ take no detail channels: train them for several first")
         wide = type(self)(self.config.with_detail(channels), self.lambdas)
         warm_start(wide, self, widen=True)
-        unseen = wide.hyper_analysis.layers[0].kernel[:, :, self.config.latents :]  # by the hyper-latent, at first
+        # At first the hyper-analysis does not see the new channels.
+        unseen = wide.hyper_analysis.layers[0].kernel[:, :, self.config.latents :]
         unseen.assign(tf.zeros_like(unseen))
         wide._begin_detail(shown=False)
         return wide
@@ -230,11 +235,11 @@ class ELIC(Codec):
         return several
 
     def _parameter_inputs(self, k: int) -> int:
-        """Channels of hyper features, channel context (not for the first group) and spatial context."""
+        """Adds up the channels of hyper features, channel context (not for the first group) and spatial context."""
         return self.config.hyper_features + (2 if k else 1) * 2 * self.config.groups[k]
 
     def _parameter_widths(self, k: int) -> list[int]:
-        """Three 1x1 convolutions, on a straight line from input to output width, not below `parameter_width`."""
+        """Widths of three 1x1 convolutions, on a line from input to output width, not below `parameter_width`."""
         start, end = self._parameter_inputs(k), 2 * self.config.groups[k]
         ramp = [round((start + (end - start) * n / 3) / 16) * 16 for n in (1, 2)]
         return [*(max(self.config.parameter_width, w) for w in ramp), end]
@@ -242,7 +247,7 @@ class ELIC(Codec):
     def prior_channels(self) -> int:
         return self.config.hyper_channels
 
-    def analyse(self, images, **_):
+    def analyse(self, images, **_):  # the same for each quality: `code` applies the gains
         images = self.normalise(images)
         y = self.analysis(images)
         if self.config.detail:
@@ -252,7 +257,8 @@ class ELIC(Codec):
     def code(self, coder, y, shape, quality=None, groups: int | None = None):
         """Walks z and the groups of y in coding order; see `Codec`.
 
-        quality: int32 [B], in steps of 1/32 level, for weights of several λ (see transforms/gain.py).
+        quality: int32 [B], in steps of 1/32 level from 0 at `--quality 1`, for weights of several λ (see
+          transforms/gain.py).
         groups: when decoding, stop after this many groups; the others stay at their predicted means. UserError if there
           are not so many.
         """
@@ -270,7 +276,7 @@ class ELIC(Codec):
         gained = () if quality is None else (quality,)
         _, hyper = hyperprior(coder, z, size, self.hyper_input, self.hyper_synthesis, *gained)
         halves = spatially(checkerboard.split, hyper)
-        # Of each group the latent at anchors and at non-anchors, [B, rows, columns / 2, C_k].
+        # For each group (anchors, non-anchors), both [B, rows, columns / 2, C_k].
         sent = [(None, None)] * count
         if y is not None:
             sent = list(zip(*(tf.split(half, self.config.groups, -1) for half in checkerboard.split(y))))
@@ -288,7 +294,7 @@ class ELIC(Codec):
         return y_hat if quality is None else self.latent_inverse_gain(y_hat, quality)
 
     def _code_group(self, coder, k: int, latent, features, read: bool) -> tf.Tensor:
-        """Codes the two passes of group k: y_hat [B, rows, columns, C_k]. It is the predicted means if not `read`."""
+        """Codes the two passes of group k. Returns y_hat [B, rows, columns, C_k]: the predicted means if not `read`."""
 
         def code(half, parameters):
             return coder.gaussian("y", latent[half], parameters) if read else tf.split(parameters.value, 2, -1)[0]
@@ -308,7 +314,7 @@ class ELIC(Codec):
         return self.denormalise(self.synthesise(latents))
 
     def synthesise(self, latents: tf.Tensor) -> tf.Tensor:
-        """Normalised images of latents."""
+        """Maps latents to normalised images."""
         if not self.config.detail:
             return self.synthesis(latents)
         deep, fine = tf.split(self.synthesis_exchange(latents), [self.config.deep, self.config.detail], -1)

@@ -80,15 +80,14 @@ class Config:
     condition_widths: channels of the condition networks before the first condition, for the hyper-analysis and the
       synthesis, which begin at 1/16 of the resolution.
     pixel_condition_widths: the same for the analysis, which begins at full resolution.
-    quality_gain: the logarithm of y's scale rises by this from quality 0 to 1. By theory the best step size falls with
-      the square root of λ, 4.382 / 2. 0 is the paper's letter: then the networks have to find out by themselves.
+    quality_gain: the logarithm of y's scale rises by this from quality 0 to 1. In theory the best step is
+      proportional to 1/√λ, which makes it 4.382 / 2. 0 is as in the paper: then the networks have to learn it.
     sft_width: hidden channels of an SFT layer.
     sft_kernel: kernel size of an SFT layer.
     restoration: files hold a filter for their image; not in the paper. See `models/tools/restoration.py`.
-    compensation: the share of what the synthesis would leave out of an image that a second analysis makes up for, in
-      files; 0 in the paper. See `Codec.refine_analysis`.
-    rdoq: bits that keep a symbol of a file from moving where another seems better by rate and distortion; 0, and none
-      moves, in the paper. See `models/tools/rdoq.py`.
+    compensation: step size of the second analysis, which analyses x + compensation · (x − S(A(x))) before a file is
+      written; 0, as in the paper, analyses once. See `coding.refine_analysis`.
+    rdoq: the move penalty of RDOQ in bits; 0, as in the paper, switches RDOQ off. See `models/tools/rdoq.py`.
     """
 
     widths: tuple[int, int, int, int] = (48, 96, 192, 192)
@@ -107,6 +106,7 @@ class Config:
     rdoq: float = 0.0
 
 
+# Also on the card in models/codec/registry.py, in the same order, and in the table of res/doc/sft.md.
 PRESETS = {
     "base": Config(),
     # What is computed at every pixel is what costs; there, and in all that has the width of a condition, it is narrow.
@@ -221,7 +221,7 @@ class SFT(Codec):
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def lambda_map(self, quality_map: tf.Tensor) -> tf.Tensor:
-        """λ of each quality, of the shape given (paper, equation 5)."""
+        """Returns λ of each quality, in the shape of the map (paper, equation 5); `_map_weights` integrates it."""
         low, high = self.lambdas
         return low * tf.exp(quality_map * np.log(high / low))
 
@@ -256,7 +256,7 @@ class SFT(Codec):
         return figures
 
     def _map_weights(self, quality_map: tf.Tensor) -> tf.Tensor:
-        """What images with these maps count in training, [B]: `training.level_weights` of the mean quality."""
+        """Weights the loss of images with these maps in training, [B]: `training.level_weights` of the mean quality."""
         low, high = self.lambdas
         fall = np.log(high / low) / 2  # of log(1 / sqrt(λ)) from quality 0 to 1
         mean_weight = (1 - np.exp(-fall)) / fall

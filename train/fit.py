@@ -1,15 +1,16 @@
 """Trains a codec: builds and compiles it, and calls Keras' `Model.fit` with what keeps a long run safe.
 
     build() ─ compile ─┐
-                       ├─ Model.fit ─┬─ backup/            state of the run, for --resume
+                       ├─ Model.fit ─┬─ options.json  spent.json   settings, to compare on --resume; minutes so far
+                       │             ├─ backup/            state of the run, for --resume
     train.data ────────┘             ├─ best/              checkpoint of the best validation loss
                                      ├─ tensorboard/  log.csv
                                      └─ best.safetensors  final.safetensors   at the end
 
 A codec's `train_step` runs once on each device, on that device's share of the batch, and the optimizer adds
-the gradients of all devices up. So it has to divide its loss, the mean over its share, by
+the gradients of all devices up. So `train_step` must divide its loss, the mean over its share, by
 `tf.distribute.get_strategy().num_replicas_in_sync`, and hand it to `optimizer.minimize(loss, variables,
-tape=tape)`, which also scales it where float16 needs that. What it logs has to go through Keras metrics.
+tape=tape)`, which also scales it where float16 needs that. Whatever it logs must go through Keras metrics.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
 
-# What a run may not change when it resumes: the meaning of its step count, and what its state consists of.
+# Options that must stay the same on --resume: others would change the meaning of the step count or the optimizer's
+# state. `identity` has what must stay the same of the codec.
 FIXED_ON_RESUME = ("steps_per_epoch", "batchsize", "optimizer", "ema", "mixed_precision")
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
@@ -47,7 +49,7 @@ BEST, FINAL = "best.safetensors", "final.safetensors"
 
 @dataclass(frozen=True)
 class Trained:
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
       codec: the model, holding the best weights.
@@ -64,16 +66,16 @@ class Trained:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Within, what TensorFlow says of the user's images, memory or disk becomes one line.
+    """Turns TensorFlow's errors about images, memory or disk into a UserError of one line.
 
     Raises:
-      UserError: memory or the disk is full; or a function that TensorFlow called, as the data pipeline does, has
-        raised one: TensorFlow raises an error of its own instead, with a traceback in its text.
+      UserError: memory or the disk is full; or the data pipeline raised a UserError, which TensorFlow wraps in an
+        InvalidArgumentError with a traceback in its text.
     """
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        # A full disk is one, too.
+        # TensorFlow reports a full disk so, too.
         if re.search("OOM|[Oo]ut of memory|allocat", str(error)):
             raise UserError("out of memory: a smaller --batchsize or --patchsize needs less") from error
         raise UserError(one_line(error)) from error
@@ -88,7 +90,7 @@ def user_errors() -> Iterator[None]:
 def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     """Trains a codec from the beginning, or from where an earlier run stopped.
 
-    Call it before anything else has run a TensorFlow operation: several workers can only be set up then.
+    Call it before anything else has run a TensorFlow operation: MultiWorkerMirroredStrategy can only be made then.
 
     Args:
       build: makes the codec, a `models.codec.Codec`; called once, under the strategy's scope and the
@@ -99,9 +101,9 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
       The trained codec and where its files are. With several workers, only the first one writes them.
 
     Raises:
-      UserError: there is nothing to train on, or not any more; `train_path` holds a run and `resume` is not set, or
-        the run there does not fit these settings or this codec; memory or the disk is full; or the loss is not finite
-        any more. In the last case the state of the last good epoch is kept.
+      UserError: there are no usable images, or they became unreadable during training; `train_path` holds a run and
+        `resume` is not set, or the run there does not fit these settings or this codec; memory or the disk is full; or
+        the loss is not finite any more. In the last case the state of the last good epoch is kept.
       TrainingInterrupted: SIGTERM or SIGINT arrived. The state of a single process is saved as it is then;
         of several workers, that of the last full epoch is kept.
     """
@@ -128,10 +130,10 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     with strategy.scope():
         codec.compile(optimizer=make_optimizer(options))
         _make_variables(codec, min(64, options.patchsize))
-        # An average begins with the weights that there are when the optimizer is made.
+        # `build` copies the weights as they are now into the moving averages.
         codec.optimizer.build(codec.trainable_variables)
     if several_workers(strategy):
-        # Now that all have the same weights: each draws noise and levels of its own for its share of the batch.
+        # All workers have the same weights now. From here on each draws its own noise and levels, by its own seed.
         tf.keras.utils.set_random_seed((seed + start_step + worker_index()) % 2**32)
 
     def training(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -160,7 +162,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
             validation_data=strategy.distribute_datasets_from_function(validation),
             validation_steps=validation_steps(held_out_count, options.batchsize),
             callbacks=run.callbacks(backup, is_chief(strategy)),
-            verbose=0,  # `Progress` speaks
+            verbose=0,  # the Progress callback prints
         )
     run.finish(codec, calibration, strategy)
     return Trained(codec, history.history, run.path(BEST), run.path(FINAL))
@@ -190,7 +192,7 @@ class Run:
         return os.path.join(self.options.train_path, *names)
 
     def begin(self, chief: bool) -> int:
-        """Prepares the folder, and says at which step to start.
+        """Prepares the folder. Returns the step to start at.
 
         Raises:
           UserError: as of `fit`.
@@ -213,7 +215,7 @@ class Run:
         return bool(_checkpoints(self.path("backup", "chief")))
 
     def _whole_backup(self, chief: bool) -> str:
-        """The newest state of the run that is whole. UserError if none is."""
+        """Finds the newest state of the run that is whole; returns its path. UserError if none is."""
         found = _checkpoints(self.path("backup", "chief"))
         whole = next(filter(is_whole, found), None)
         if whole is None:
@@ -238,7 +240,7 @@ class Run:
         self._codec_before = before.get("codec", {})
 
     def check_codec(self, codec: tf.keras.Model, chief: bool) -> None:
-        """Makes sure that a run goes on with the codec it was begun with, before anything is restored.
+        """Refuses a codec other than the one that the run was begun with, before anything is restored.
 
         Args:
           codec: a `models.codec.Codec`; its variables need not exist.
@@ -262,8 +264,13 @@ class Run:
         files.write_json(self.path("options.json"), {**dataclasses.asdict(self.options), **facts})
 
     def callbacks(self, backup: Backup, chief: bool) -> list[tf.keras.callbacks.Callback]:
-        """Keras' callbacks. Their order matters: nothing is saved of a state that is not finite; what is best
-        is saved while the averaged weights are in place, and the backup after that, when they are not."""
+        """Makes Keras' callbacks. Their order matters at the end of an epoch:
+
+        1. StopOnNaN, before anything is saved.
+        2. ModelCheckpoint saves the best weights, while the averaged ones are in place.
+        3. AveragedWeights puts the trained weights back.
+        4. Backup saves these.
+        """
         resumed = self.start_step > 0
         best = self.path("best", "weights")
         best_loss = _best_loss(self.path("log.csv")) if resumed else None
@@ -303,8 +310,8 @@ class Run:
             best = self.path("best", "weights")
             if not is_whole(best):
                 raise UserError(f"{best}: is missing, cut short or damaged; {self.path(FINAL)} is written")
-            # The optimizer comes back with the weights, and with it the number of steps that their header names. What
-            # else of the checkpoint finds no place in a codec that is about to be saved is not missed.
+            # The optimizer comes back with the weights, and with it the number of steps for their header. The rest of
+            # the checkpoint is not needed.
             codec.load_weights(best).expect_partial()
             self._save(codec, BEST, calibration, chief)
 
@@ -314,7 +321,7 @@ class Run:
             codec.save(self.path(name), metadata=self._metadata(codec))
 
     def _metadata(self, codec: tf.keras.Model) -> dict[str, str]:
-        """How the weights came about, for the header of the weights file: numbers, but no paths."""
+        """Collects how the weights were trained, for the header of the weights file: numbers, but no paths."""
         sizes, rates = ("batchsize", "patchsize"), ("learning_rate", "schedule", "drop_share", "warmup_steps")
         names = (*sizes, "optimizer", *rates, "clipnorm", "ema", "mixed_precision", "seed")
         kept = {name: str(getattr(self.options, name)) for name in names}
@@ -322,15 +329,15 @@ class Run:
 
 
 def resume_mismatch(path: str, name: str, before, now) -> UserError:
-    """What to say of a run that was begun with another setting."""
+    """Makes the error for a run that was begun with another setting."""
     # The labels of many classes would be more than a line.
     return UserError(f"{path}: was begun with {name} {before!s:.200}, and cannot resume with {now!s:.200}")
 
 
 def identity(codec: tf.keras.Model) -> dict[str, str]:
-    """What a `models.codec.Codec` is, without its weights: values by the names of settings, those that say most first.
+    """Describes a `models.codec.Codec` without its weights: {setting: value}, the most telling first.
 
-    For a run that resumes: weights that were begun as something else would not fit, or their header would not be true.
+    It is compared on --resume, and the first mismatch names the cause.
     """
     config = json.loads(weights.config_to_json(codec.config))
     return {
@@ -342,13 +349,13 @@ def identity(codec: tf.keras.Model) -> dict[str, str]:
 
 
 def calibration_patches(source: Source, options: FitOptions) -> np.ndarray:
-    """Training patches, uint8 `[N, P, P, 3]`, that `Codec.calibrate` gets to see."""
+    """Draws the training patches, uint8 `[N, P, P, 3]`, for `Codec.calibrate`."""
     batches = training_dataset(source, options.calibration, options.patchsize, seed=0)
     return images_of(next(batches.as_numpy_iterator()))
 
 
 def _checkpoints(folder: str) -> list[str]:
-    """The TensorFlow checkpoints in a folder, newest first, whether its list of them is whole or not."""
+    """Lists the TensorFlow checkpoints in a folder, newest first, even where its own list of them is damaged."""
     found = [re.fullmatch(r"(ckpt-(\d+))\.index", name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
     numbered = sorted(((int(match[2]), match[1]) for match in found if match), reverse=True)
     return [os.path.join(folder, name) for _, name in numbered]
@@ -366,7 +373,7 @@ def is_whole(checkpoint: str) -> bool:
 
 
 def _saved_step(backup: str, steps_per_epoch: int) -> int:
-    """The number of the first step that a backup has not done."""
+    """Returns the step to resume from."""
 
     def saved(name: str) -> int:
         return int(tf.train.load_variable(backup, f"{name}/.ATTRIBUTES/VARIABLE_VALUE"))
@@ -375,7 +382,7 @@ def _saved_step(backup: str, steps_per_epoch: int) -> int:
 
 
 def _best_loss(log: str) -> float | None:
-    """The lowest validation loss in a `CSVLogger`'s file; None if there is none."""
+    """Reads the lowest validation loss from a `CSVLogger`'s file; None if it has none."""
     try:
         with open(log, newline="", encoding="utf-8") as file:
             texts = [row.get("val_loss") for row in csv.DictReader(file)]

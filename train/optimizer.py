@@ -42,10 +42,13 @@ class FusedAdam(tf.keras.optimizers.Adam):
 
 
 def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
-    """Adam or SOAP, clipped and averaged as the settings say; under a time budget `TimeBudget` sets its learning rate.
+    """Makes Adam or SOAP, clipped and averaged as the settings say; with `minutes` `TimeBudget` sets its learning rate.
 
     `Model.compile` wraps it for loss scaling where the model computes in float16.
     """
+    # Another optimizer has to be a `tf.keras.optimizers.Optimizer` (not a legacy one) whose learning rate can be set,
+    # whose `get_config` and `from_config` round-trip (adversarial steps, export for PJRT) and whose update compiles
+    # under XLA; its name goes into `train.options.OPTIMIZERS`.
     kind = {"adam": FusedAdam, "soap": SOAP}[options.optimizer]
     return kind(
         options.learning_rate if options.minutes else make_schedule(options),
@@ -56,7 +59,7 @@ def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
 
 
 def make_schedule(options: FitOptions) -> schedules.LearningRateSchedule:
-    """The learning rate by step, over `options.total_steps`."""
+    """Makes the schedule of the learning rate over `options.total_steps`."""
     if options.schedule == "cosine":
         decay = schedules.CosineDecay(options.learning_rate, options.total_steps)
     else:
@@ -67,7 +70,7 @@ def make_schedule(options: FitOptions) -> schedules.LearningRateSchedule:
 
 
 class WarmUp(schedules.LearningRateSchedule):
-    """Another schedule, the first `steps` steps of which rise to it on a straight line."""
+    """Wraps a schedule: over the first `steps` steps the rate rises to it on a straight line."""
 
     def __init__(self, schedule: schedules.LearningRateSchedule, steps: int):
         self.schedule, self.steps = schedule, steps

@@ -29,8 +29,8 @@ class FitOptions:
 
     Attributes:
       train_path: folder of the run. It gets `backup/` (what `--resume` continues from), `best/` (a checkpoint
-        of the best validation loss), `tensorboard/`, `log.csv`, `options.json`, and, when the training ends,
-        `best.safetensors` and `final.safetensors`.
+        of the best validation loss), `tensorboard/`, `log.csv`, `options.json`, `spent.json` (with `minutes`), and,
+        when the training ends, `best.safetensors` and `final.safetensors`.
       train_glob: images to train on: a glob, or several, as a sequence or with commas between; `**` descends into
         folders. One that matches files as a whole is not split at its commas.
       tfds: name of a TensorFlow Datasets image data set (`clic`).

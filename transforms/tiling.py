@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-#: Images of more pixels than this are worked through in tiles, unless told otherwise: 2.5 megapixels.
+#: Images of more pixels than this are worked through in tiles, unless told otherwise: 2.6 megapixels.
 LARGE = 5 << 19
 #: Side of a tile without its halo, in pixels, unless told otherwise.
 TILE = 1024

@@ -1,9 +1,9 @@
 """The command line that all models share: train, compress, decompress, evaluate, export.
 
-A model file ends in `main("elic")`. Errors of the user become one line on stderr and exit code 1 (2 for usage); with
-several inputs a bad one is reported and the others are still done.
+A model file begins with `models.app.main("elic")`, which calls `main` here. Errors of the user become one line on
+stderr and exit code 1 (2 for usage); with several inputs a bad one is reported and the others are still done.
 
-This is the roof of the project: the one module that reaches `train` and `eval`, inside the subcommand that needs them.
+`models/app` is the roof of the project: the one package of `models` that imports `train` and `eval`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """A warning for the user is one line; those of libraries are none of the user's business."""
+    """Prints a warning for the user as one line; warnings of libraries are suppressed."""
     if issubclass(category, images.ImageWarning):
         print(f"warning: {message}", file=sys.stderr)
 
@@ -91,7 +91,7 @@ def _add_recursive_flag(parser) -> None:
         "--recursive",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Of a folder take the files in the folders below it, too, as is the default.",
+        help="Descend into the subfolders of a folder (the default).",
     )
 
 
@@ -100,7 +100,7 @@ def _add_output_flags(parser, result: str, suffix: str) -> None:
         "-o",
         "--output",
         help=f"Where the {result} goes: a file for one input, a folder for several, - for standard output. By default "
-        f"beside the input, with {suffix} appended. Of globs and folders the folders below their root are kept.",
+        f"beside the input, with {suffix} appended. Inputs from globs and folders keep their subfolders.",
     )
     parser.add_argument("-f", "--force", action="store_true", help="Replace files that exist.")
 
@@ -112,7 +112,10 @@ def _add_train(subcommands, card: registry.Card, own: flags.Flags) -> None:
     parser = _subcommand(subcommands, "train", commands.train, "Trains a model on photographs.")
     add_train_flags(parser, train_path=f"runs/{card.name}")
     group(parser, "model").add_argument(
-        "--preset", choices=list(card.presets), default=next(iter(card.presets)), help="Architecture to train."
+        "--preset",
+        choices=list(card.presets),
+        default=next(iter(card.presets)),
+        help="Architecture to train. Ignored with --init_weights, which has its own.",
     )
     own.add_train_flags(parser)
     group(parser, "fine-tuning").add_argument(
@@ -128,8 +131,9 @@ def _add_compress(subcommands, card: registry.Card, own: flags.Flags) -> None:
     _add_output_flags(parser, "result", STREAM_SUFFIX)
     rate = parser.add_mutually_exclusive_group()
     own.add_compress_flags(parser, rate)
-    rate.add_argument("--target_bpp", type=float, help="Instead: the best quality of at most so many bits per pixel.")
-    rate.add_argument("--target_kb", type=float, help="Instead: the best quality of at most so many kB (1000 bytes).")
+    highest = "Instead: the highest quality whose file has at most this many"
+    rate.add_argument("--target_bpp", type=float, help=f"{highest} bits per pixel.")
+    rate.add_argument("--target_kb", type=float, help=f"{highest} kB (1000 bytes).")
     _add_effort_flag(parser, card)
     _add_tile_flag(parser)
     _add_precision_flag(parser)
@@ -172,8 +176,8 @@ def _add_effort_flag(parser, card: registry.Card) -> None:
             "--effort",
             type=int,
             metavar="N",
-            help="Rounds in which better symbols are looked for, with weights whose files have them chosen by rate and "
-            f"distortion: {DEFAULTS.effort} by default, 0 takes the nearest symbols and is the fastest.",
+            help="RDOQ iterations, for weights whose files have RDOQ: more of them take longer and make smaller files. "
+            f"{DEFAULTS.effort} by default; 0 rounds to the nearest symbols and is the fastest.",
         )
 
 
@@ -192,8 +196,7 @@ def _add_precision_flag(parser, default: str = AUTO, why: str = "bfloat16 where 
         "--precision",
         choices=PRECISIONS,
         default=default,
-        help=f"Of the transforms. By default {why}. Files are the same format, and decode to the same symbols with "
-        "either.",
+        help=f"Precision of the transforms. By default {why}. A file decodes to the same symbols with either.",
     )
 
 
@@ -265,8 +268,7 @@ def _add_export(subcommands, card: registry.Card) -> None:
         "--max_megapixels",
         type=float,
         default=32,
-        help="The served model refuses requests of more, images padded to the model's stride, so that none can take "
-        "the server's memory.",
+        help="Largest request in megapixels, after padding; larger ones are refused, to protect the server's memory.",
     )
     _add_effort_flag(parser, card)
     _add_tile_flag(parser)
@@ -288,7 +290,7 @@ def _add_export(subcommands, card: registry.Card) -> None:
 
 
 def _add_stream_command(subcommands, name: str, command) -> None:
-    """A subcommand of the model's own; see `Codec.stream_commands`."""
+    """A subcommand of the model's own; see `Flags.stream_commands`."""
 
     def run(model: str, args: argparse.Namespace) -> int:
         codec_for = commands.codec_finder(model, args)

@@ -15,6 +15,7 @@ See `models/elic.py` for how a model uses it, and `res/doc/add_a_model.md` for t
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from models.codec.precision import AUTO, FLOAT32
 from models.codec.variables import variables_by_path
 from models.entropy import rans, tables
 from models.entropy.coders import EntropyModels
+from models.io.errors import UserError
 from models.tools import rdoq, restoration
 from transforms import exact
 from transforms.chain import Chain
@@ -38,7 +40,7 @@ from transforms.gain import GainUnit
 
 
 class Forward(NamedTuple):
-    """What one pass gives.
+    """The results of one pass.
 
     latents: decoded, as `Codec.code` returns them. images: reconstructions, float32 [B, H, W, 3] in 0..255. bits: of
     each latent, {name: float32 [B]}.
@@ -50,7 +52,7 @@ class Forward(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What `Codec.quantise` gives: what was analysed, the decoded latents, their bits, and the coder that has them."""
+    """The results of `Codec.quantise`: the analysis, the decoded latents, their bits, the coder that measured them."""
 
     analysed: object
     latents: object
@@ -63,11 +65,15 @@ class Codec(Contract):
 
     Args:
       config: the architecture, an instance of the model's `Config`.
-      lmbda: λ of the loss `bpp + λ · MSE`, MSE on the 0..255 scale. Several, in rising order, make a variable-rate
-        codec: each image of a training batch draws one, and `compress` takes any `quality` from 1 (the first λ) to
-        their number.
+      lmbda: λ of the loss `bpp + λ · distortion`: MSE on the 0..255 scale, or see `set_distortion`. Several, in rising
+        order, make a variable-rate codec: each image of a training batch draws one, and `compress` takes any `quality`
+        from 1 (the first λ) to their number. (SFT has two, those of qualities 0 and 1.)
 
-    What a model gives, and the hooks that it may override: `models/codec/contract.py`.
+    `models/codec/contract.py` says what a model gives, and which hooks it may override.
+
+    Raises:
+      UserError: λ are not positive and rising; or there are several, and the model's `analyse` or `code` takes none of
+        the controls that choose between them.
     """
 
     def __init__(self, config, lmbda: float | Sequence[float] = 0.01):
@@ -75,10 +81,11 @@ class Codec(Contract):
         self.config = config
         self.lambdas = check_lambdas(lmbda)
         self.rate_control = self.make_rate_control()
+        self._check_several_lambdas()
         self.distortion = MSE
         self.discriminator: tf.keras.layers.Layer | None = None  # see models/codec/adversarial.py
         self.frozen: str | None = None  # the part that `freeze` has frozen
-        self.distilled: Callable | None = None  # quantises as a teacher does, see `training.forward`
+        self.distilled: Callable | None = None  # a teacher's latents instead, see `freeze`
         self.path: str | None = None  # of the weights file, if loaded from one
         self.precision = FLOAT32  # of the transforms, if loaded to code
         self.weights_id = bytes(4)
@@ -87,11 +94,24 @@ class Codec(Contract):
         self.set_bank(None)
         self.track(self.metric_names)
 
+    def _check_several_lambdas(self) -> None:
+        if not self.variable_rate:
+            return
+        controls = dict.fromkeys(self.rate_control.encode_specs)
+        for method in (self.analyse, self.code):
+            try:
+                inspect.signature(method).bind_partial(**controls)
+            except TypeError as error:
+                raise UserError(
+                    f"{self.name}: give one λ, not {len(self.lambdas)}: its `{method.__name__}` takes no "
+                    f"{', '.join(controls)}"
+                ) from error
+
     @classmethod
     def from_preset(cls, preset: str | None = None, precision: str = AUTO) -> Codec:
         """Loads weights of the model that ship, see `models.codec.load`.
 
-        preset: such as `medium`, or the stem of a weights file; by default the weights that the zoo recommends.
+        preset: such as `medium`, or the stem of a weights file; by default those that the model's card names.
         """
         return storage.load(cls.entry.name, preset, precision=precision)
 
@@ -99,22 +119,22 @@ class Codec(Contract):
 
     @property
     def has_filter(self) -> bool:
-        """Whether files hold a filter for their image, see `models/tools/restoration.py`."""
+        """Tells whether files hold a filter for their image, see `models/tools/restoration.py`."""
         return getattr(self.config, "restoration", False)
 
     @property
     def compensation(self) -> float:
-        """The share of the transform error that a second analysis makes up for, see `coding.refine_analysis`."""
+        """The step size of the second analysis, see `coding.refine_analysis`; 0 where there is none."""
         return getattr(self.config, "compensation", 0.0)
 
     @property
     def rdoq(self) -> float:
-        """The move penalty of RDOQ in bits, see `models/tools/rdoq.py`; 0 where no symbol moves."""
+        """The move penalty of RDOQ in bits, see `models/tools/rdoq.py`; 0 where RDOQ is off."""
         return getattr(self.config, "rdoq", 0.0)
 
     @property
     def variable_rate(self) -> bool:
-        """Whether there are several λ, and so a quality to choose."""
+        """Tells whether there are several λ, and so a quality to choose."""
         return len(self.lambdas) > 1
 
     @property
@@ -123,13 +143,13 @@ class Codec(Contract):
         return tuple(self.lambdas) if self.variable_rate else self.lambdas[0]
 
     def enable_filter(self) -> None:
-        """Lets the files of a codec that is trained hold filters; of one whose configuration has `restoration`."""
+        """Switches the restoration filter on, in a codec being trained whose `Config` has the field `restoration`."""
         self.config = dataclasses.replace(self.config, restoration=True)
 
     def set_distortion(self, kind: str) -> None:
         """Selects the distortion term of the loss, one of `models.codec.distortion.KINDS`.
 
-        Filters, compensation and `rdoq` are for squared errors: the files of weights for another distortion have none.
+        Filter, second analysis and RDOQ are for squared errors: they are switched off for another distortion.
         ValueError if there is no such distortion.
         """
         if kind not in KINDS:
@@ -144,16 +164,16 @@ class Codec(Contract):
 
     @staticmethod
     def normalise(images: tf.Tensor) -> tf.Tensor:
-        """0..255 to -0.5..0.5."""
+        """Maps 0..255 to -0.5..0.5."""
         return images * (1 / 255) - 0.5
 
     @staticmethod
     def denormalise(images: tf.Tensor) -> tf.Tensor:
-        """-0.5..0.5 to 0..255, float32."""
+        """Maps -0.5..0.5 to 0..255, float32."""
         return (tf.cast(images, tf.float32) + 0.5) * 255
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width rounded up to the stride."""
+        """Rounds height and width up to the stride."""
         return tuple(-(-n // s) * s for n, s in zip((height, width), self.stride))
 
     def pad(self, images: tf.Tensor) -> tf.Tensor:
@@ -168,17 +188,17 @@ class Codec(Contract):
 
     @staticmethod
     def crop(reconstruction: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        """The part of padded reconstructions that is of the images [B, H, W, 3]."""
+        """Cuts padded reconstructions down to the size of the images [B, H, W, 3]."""
         return reconstruction[:, : tf.shape(images)[1], : tf.shape(images)[2]]
 
     def pad_controls(self, controls: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Pads those controls that are maps over the images, [B, H, W, C], as `pad` does the images."""
+        """Pads controls that are maps over the images, [B, H, W, C], as `pad` does the images."""
         return {name: self.pad(value) if len(value.shape) == 4 else value for name, value in controls.items()}
 
     # ---- the forward pass -------------------------------------------------------------------------------------------
 
     def call(self, images, training=False, **controls):
-        """Images [B, H, W, 3] in 0..255 -> (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
+        """Maps images [B, H, W, 3] in 0..255 to (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
 
         controls: as `transmit` has them, such as a quality; the defaults of `rate_control` without any.
 
@@ -190,7 +210,7 @@ class Codec(Contract):
         return reconstruction, bits
 
     def forward(self, images, controls: dict[str, tf.Tensor], training: bool) -> Forward:
-        """One pass of images [B, H, W, 3] in 0..255 through the codec; see `call`."""
+        """Passes images [B, H, W, 3] in 0..255 through the codec once; see `call`."""
         images = tf.cast(images, tf.float32)
         controls = self.pad_controls(controls)
         sent = self.quantise(self.pad(images), controls, training)
@@ -202,13 +222,15 @@ class Codec(Contract):
 
     @staticmethod
     def result(latents, reconstruction: tf.Tensor, bits: dict[str, tf.Tensor], training: bool) -> Forward:
-        """A `Forward`, clipped to 0..255 unless it is of training."""
+        """Makes a `Forward`, its images clipped to 0..255 except in training."""
         return Forward(latents, reconstruction if training else tf.clip_by_value(reconstruction, 0.0, 255.0), bits)
 
     def quantise(self, padded: tf.Tensor, controls: dict[str, tf.Tensor], training: bool, analyse=None) -> Sent:
-        """Analyses padded images and quantises the latents: with noise in training, else rounded.
+        """Analyses padded images and quantises the latents.
 
-        analyse: in the place of `analyse` in training, for models whose loss needs more of it.
+        Latents are rounded; in training bits are those of noisy latents, and gradients pass rounding unchanged.
+
+        analyse: used instead of `self.analyse`, by losses that need its intermediate results.
         """
         coder = training_steps.rate_coder(self, training)
         if analyse is not None:
@@ -223,7 +245,7 @@ class Codec(Contract):
         return Sent(analysed, latents, coder.bits, coder)
 
     def transmit(self, coder, images=None, shape=None, **controls):
-        """Images through `analyse` and `code`; without them, `code` for a shape (B, H, W). The decoded latents."""
+        """Returns decoded latents: of images (encode) or, without them, from `coder` for a shape (B, H, W) (decode)."""
         if images is None:
             return self.code(coder, None, shape, **controls)
         return self.code(coder, self.analyse(images, **controls), tf.shape(images)[:3], **controls)
@@ -232,14 +254,14 @@ class Codec(Contract):
 
     @property
     def entropy_models(self) -> EntropyModels | None:
-        """The trainable densities, made when first asked for: they need TFC, which coding does not."""
+        """The trainable densities; made on first use, since they need TFC and coding does not."""
         if self._entropy_models is None:
             with tf.init_scope():
                 self._entropy_models = self.make_entropy_models()
         return self._entropy_models
 
     def track(self, names: Sequence[str]) -> None:
-        """Sets `metric_names`, and what averages them."""
+        """Sets `metric_names` and makes an average for each."""
         self.metric_names = tuple(names)
         self._trackers = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
@@ -254,7 +276,7 @@ class Codec(Contract):
         return {name: metric.result() for name, metric in self._trackers.items()}
 
     def train_step(self, data):
-        """One step of `losses` on a batch [B, P, P, 3]."""
+        """Trains one step with `losses` on a batch [B, P, P, 3]."""
         return self.update_metrics(training_steps.train_step(self, data))
 
     def test_step(self, data):
@@ -262,7 +284,7 @@ class Codec(Contract):
 
     @property
     def trainable_weights(self) -> list[tf.Variable]:
-        """What training changes: the variables of densities and transforms, less those of a part that is frozen."""
+        """The variables of densities and transforms that training changes: without those of a frozen part."""
         return training_steps.not_frozen(self, super().trainable_weights)
 
     # ---- variables and tables, see models/codec/storage.py ----------------------------------------------------------
@@ -270,13 +292,13 @@ class Codec(Contract):
     def build_variables(self, training: bool = False, synthesis: bool = True) -> None:
         """Creates variables.
 
-        training: those of training (float entropy networks, densities); else those of coding (integer networks).
-        synthesis: also those of `decoder_parts`.
+        training: make those of training (float entropy networks, densities), else those of coding (integer networks).
+        synthesis: make those of `decoder_parts`, too.
         """
         if training:
             self(tf.zeros([1, *self.stride, 3]), training=True)
             return
-        # A sender has to see what a receiver will.
+        # Filter, second analysis and RDOQ run the synthesis in the encoder.
         synthesis = synthesis or self.has_filter or self.compensation > 0 or self.rdoq > 0
         self.decodes = synthesis
         parts = () if synthesis else (getattr(self, name, None) for name in self.decoder_parts)
@@ -288,12 +310,12 @@ class Codec(Contract):
                 layer.build()
 
     def named_variables(self) -> dict[str, tf.Variable]:
-        """All variables of the model by path, such as `analysis/layers/0/kernel`. They are stored under these names."""
+        """Returns all variables by path, such as `analysis/layers/0/kernel`: their names in weights files."""
         others = ("trackers/", "coder/", "graphs/")
         return {name: v for name, v in variables_by_path(self).items() if not name.startswith(others)}
 
     def set_bank(self, bank: tables.CdfBank | None) -> None:
-        """Sets the probability tables; what was made of others is forgotten."""
+        """Sets the probability tables, and drops the coder and graphs that were made from others."""
         self.bank = bank
         self._coder: rans.RansCoder | None = None
         self.graphs: coding.Graphs | None = None  # of `trace`
@@ -301,7 +323,7 @@ class Codec(Contract):
 
     @property
     def coder(self) -> rans.RansCoder:
-        """The tables in the form the coder looks them up."""
+        """The rANS coder with the tables of these weights. ValueError if there are none yet."""
         if self.bank is None:
             raise ValueError("no tables yet: calibrate() the codec or load trained weights")
         if self._coder is None:
@@ -315,8 +337,9 @@ class Codec(Contract):
         the images give: see `CdfBank.fitted`.
 
         Args:
-          images: calibration images, uint8 or float [N, H, W, 3]: a few hundred training crops. What they do not show
-            is clipped: 48 crops cost 1 % of the rate on Kodak, and 6 % on an image of loud colours.
+          images: calibration images, uint8 or float [N, H, W, 3]: a few hundred training crops. Activations beyond
+            those that they show are clipped: with only 48 crops files were 1 % larger on Kodak, and 6 % on an image of
+            loud colours.
         """
         storage.calibrate(self, images)
 
@@ -328,8 +351,8 @@ class Codec(Contract):
           metadata: strings that go into its header besides model, configuration and λ.
 
         Raises:
-          ValueError: no tables yet; or these are not the tensors that `weights_id` names, for training went on since
-            `calibrate`, or `load` left out what coding does not need.
+          ValueError: there are no tables yet; or the tensors changed since `calibrate`; or the codec was loaded without
+            its training variables.
         """
         storage.save(self, path, metadata)
 
@@ -351,19 +374,19 @@ class Codec(Contract):
     def compress_batch(self, images: np.ndarray, options: EncoderOptions = DEFAULTS, **controls) -> list[bytes]:
         """Compresses images of one size, uint8 [B, H, W, 3], to files; see `compress`.
 
-        Each is the same as if it were compressed alone.
+        Each decodes alone. Where a batch rounds floats otherwise, a symbol can differ from that of the image alone.
         """
         return coding.compress_batch(self, images, options, controls)
 
     def compress_to(
         self, image: np.ndarray, target_bytes: int, options: EncoderOptions = DEFAULTS, **controls
     ) -> bytes:
-        """Compresses an image in the best quality of `rate_control` whose file is not above `target_bytes`.
+        """Compresses an image at the highest quality of `rate_control` whose file has at most `target_bytes`.
 
         controls: what `compress` takes besides the quality.
 
         Raises:
-          UserError: the weights are of one rate, or even the lowest quality is larger.
+          UserError: the weights have one rate, or even the file of the lowest quality is larger.
         """
         return coding.compress_to(self, image, target_bytes, options, controls)
 
@@ -394,9 +417,8 @@ class Codec(Contract):
     def trace(self, options: EncoderOptions = DEFAULTS) -> None:
         """Makes graphs of compressing with these options and of decompressing, for programs that handle many images.
 
-        Takes six seconds at the first image each way, some twenty with RDOQ, and then a quarter to two thirds less time
-        for every image of any size.
-        Fused kernels round differently: pixels can differ by a level from those without graphs, and so can a symbol or
-        a coefficient here and there, where compressing looks at decoded pixels (filters, compensation).
+        The first image takes 6 s longer each way (20 s with RDOQ). Each later one, of any size, takes 25 to 67 % less.
+        Fused kernels round differently: pixels can differ by a level from those without graphs, and so can a few
+        symbols or coefficients, where compressing looks at decoded pixels (filter, second analysis).
         """
         self.graphs = coding.Graphs(self, options)

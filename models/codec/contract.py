@@ -1,7 +1,10 @@
 """The contract between a model and the zoo: what a model gives, and the hooks that it may override.
 
 The smallest model gives `stride`, `analyse`, `code`, `reconstruct` and `prior_channels`; `res/doc/add_a_model.md` has
-one of sixty lines. Everything else has a default here.
+one of some 70 lines. Everything else but `init_pca` has a default here.
+
+*Controls* are what a sender can ask for besides the image, such as a quality: tensors by name, which `rate_control`
+makes and which `analyse`, `code` and some hooks take as keyword arguments.
 """
 
 from __future__ import annotations
@@ -35,12 +38,12 @@ class Contract(tf.keras.Model):
       make_rate_control                      what a sender can ask for besides the image
       make_entropy_models, table_rows        the probabilities that latents are coded with
       losses, with metric_names              another loss than bpp + λ · distortion
-      error_weights, rate_distortion         where λ is not one number for an image
-      symbol_scale, unquantised              what the encoder's search has to know of `code` (with `searchable`)
-      optimise                               another search of the encoder
+      error_weights, rate_distortion         where λ varies inside an image; both ask `_lambda_of`, the rule λ(quality)
+      symbol_scale, unquantised              what RDOQ has to know of `code` (with `searchable`)
+      optimise                               another search of the encoder than RDOQ of whole symbols
       settings, from_settings                what a weights file says besides the configuration
       init_pca, to_variable_rate             how training may begin
-      latent_outputs                         what latents tell besides an image
+      latent_outputs                         outputs computed from latents, besides an image
       batch, check_classes                   labels
     """
 
@@ -48,20 +51,21 @@ class Contract(tf.keras.Model):
     metric_names: tuple[str, ...] = ("loss", "bpp", "mse", "psnr")
     #: The parts that only decoding needs, by name.
     decoder_parts: tuple[str, ...] = ("synthesis",)
-    #: Those that only encoding needs, for models that freeze parts.
+    #: The parts that only encoding needs, for models that freeze parts.
     encoder_parts: tuple[str, ...] = ()
     #: How far `analyse` and `reconstruct` reach, for tiles; None if each pixel depends on the whole image.
     reach: tiling.Reach | None = None
-    #: Whether an encoder can search: `analyse` gives one tensor, and `losses` are of `rate_distortion` alone.
+    #: Whether RDOQ is possible (--effort): `analyse` returns one tensor, and the loss is `rate_distortion`. The command
+    #: line asks the model's card: one of `models/codec/registry.py` in the zoo, one made from this attribute outside.
     searchable = False
-    #: The row of the tables from which the Gaussians are, with which filters are coded.
+    #: Index of the first Gaussian row of the tables; filters are coded with Gaussian rows.
     gaussian_rows = 0
     entry = None  # set by registry.register
 
     # ---- what a model gives -----------------------------------------------------------------------------------------
 
     def analyse(self, images, **controls):
-        """What is made of the pixels before anything is coded: a float32 tensor or a structure of such.
+        """Runs the analysis transform: images to latents before quantisation, a float32 tensor or a structure of such.
 
         images: float32 [B, H, W, 3] in 0..255, padded to the stride. controls: of `rate_control`.
         """
@@ -78,68 +82,68 @@ class Contract(tf.keras.Model):
         raise NotImplementedError
 
     def reconstruct(self, latents):
-        """The synthesis: decoded latents to images, float32 [B, H, W, 3] in 0..255."""
+        """Runs the synthesis: decoded latents to images, float32 [B, H, W, 3] in 0..255."""
         raise NotImplementedError
 
     # ---- hooks with defaults ----------------------------------------------------------------------------------------
 
     def prior_channels(self) -> int:
-        """Channels of the factorised prior."""
+        """Returns the number of channels of the factorised prior."""
         raise NotImplementedError
 
     def make_rate_control(self) -> RateControl:
-        """What can be asked of these weights: a quality where there are several λ, else nothing."""
+        """Makes the control of what a sender can ask for: a quality where there are several λ, else nothing."""
         return QualityLevels(len(self.lambdas)) if self.variable_rate else RateControl()
 
     def make_entropy_models(self) -> EntropyModels | None:
-        """The densities that are trained; None where networks predict all probabilities."""
+        """Makes the trained densities; None where networks predict all probabilities."""
         return EntropyModels(self.prior_channels())
 
     def table_rows(self) -> list[tables.Row]:
-        """The rows of the CDF bank, not fitted yet: Gaussians, then one for each channel of the factorised prior."""
+        """Makes the rows of the CDF bank, not fitted yet: Gaussians, then one per channel of the factorised prior."""
         pmf, offset = self.entropy_models.prior_pmf()
         return [*tables.gaussian_rows(), *tables.factorized_rows(pmf.T, offset)]
 
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
-        """The figures of `metric_names` for a batch [B, H, W, 3] in 0..255: scalars, "loss" the one to minimise.
+        """Computes the metrics of `metric_names` for a batch [B, H, W, 3] in 0..255: scalars, "loss" is minimised.
 
         Where there are several λ the levels are weighted in training (`training.level_weights`), not in validation.
         """
         return training_steps.losses(self, images, training)
 
     def rate_distortion(self, images, reconstruction, bpp: tf.Tensor, quality: tf.Tensor | None = None) -> tf.Tensor:
-        """bpp + λ · distortion of images [B, H, W, 3] in 0..255 and their bpp [B]: [B]; controls as of `transmit`."""
+        """Returns bpp + λ · distortion, [B], of images [B, H, W, 3] in 0..255; bpp: [B]; controls as of `transmit`."""
         return bpp + self._lambda_of(quality) * distortion(self.distortion, images, reconstruction)
 
     def error_weights(self, shape: tf.Tensor, **controls) -> tf.Tensor:
-        """λ at each pixel, float32 [B, H, W, 1], of images of a shape (B, H, W, …); controls as of `transmit`."""
+        """Returns λ at each pixel, float32 [B, H, W, 1], for a shape (B, H, W, …); controls as of `transmit`."""
         lmbda = tf.reshape(tf.cast(self._lambda_of(**controls), tf.float32), [-1, 1, 1, 1])
         return tf.broadcast_to(lmbda, [shape[0], shape[1], shape[2], 1])
 
     def _lambda_of(self, quality: tf.Tensor | None = None):
-        """λ of images of a quality, int32 [B] in steps of `rate_control`; the one λ where there is no quality."""
+        """Returns λ of a quality, int32 [B] in steps of `rate_control`; the one λ where there is no quality."""
         return self.lambdas[0] if quality is None else at_quality(self.lambdas, quality)
 
     def symbol_scale(self, **controls) -> tf.Tensor:
-        """Factors that bring what `analyse` gives to units of the quantiser's step; they broadcast to it."""
+        """Returns factors that scale what `analyse` gives to units of the quantiser's step; they broadcast to it."""
         return tf.ones([])
 
     def optimise(self, images, analysed, controls, iterations: int, progress):
-        """What `analyse` gave, with moves that lower rate and distortion; see `models/tools/rdoq.py`."""
+        """Moves latents of `analyse` where rate and distortion gain by it; see `models/tools/rdoq.py`."""
         return rdoq.optimise_symbols(self, images, analysed, controls, iterations, progress)
 
     def unquantised(self, analysed, **controls):
-        """The latents that `code` would return if nothing were rounded."""
+        """Returns the latents that `code` would return if nothing were rounded."""
         return analysed
 
     def settings(self) -> dict[str, str]:
-        """What a weights file says of the training besides the configuration, and `from_settings` reads."""
+        """Returns what a weights file says besides the configuration, as `from_settings` reads it."""
         distortion = {} if self.distortion == MSE else {"distortion": self.distortion}
         return {"lambda": ",".join(map(str, self.lambdas)), **distortion}
 
     @classmethod
     def from_settings(cls, config, settings: Mapping[str, str]) -> Codec:
-        """A codec of a configuration and its `settings`; ValueError or UserError if they are none."""
+        """Makes a codec from a configuration and its `settings`; ValueError or UserError if they are not valid."""
         codec = cls(config, lmbda=[float(value) for value in settings.get("lambda", "").split(",")])
         codec.set_distortion(settings.get("distortion", MSE))
         return codec
@@ -149,11 +153,11 @@ class Contract(tf.keras.Model):
         raise NotImplementedError
 
     def to_variable_rate(self, lambdas: Sequence[float]) -> Codec:
-        """A codec for several λ to train, which does at this one's λ what this one does; UserError if there is none."""
+        """Makes a codec to train for several λ that equals this one at this one's λ; UserError if the model cannot."""
         raise UserError(f"weights of one λ of {self.entry.name} cannot go on with {len(lambdas)}")
 
     def latent_outputs(self) -> dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]]:
-        """What can be told of the latents of a batch of files besides the images: functions of the latents.
+        """Returns further outputs that are computed from decoded latents, by name: functions of the latents.
 
         An exported model has a signature of each name, which takes `bitstream_bytes` as `decompress` does.
         """
@@ -161,9 +165,9 @@ class Contract(tf.keras.Model):
 
     @staticmethod
     def batch(data):
-        """Of a batch of a data set, what `losses` takes: the images. Labelled images come as (images, labels)."""
+        """Turns an element of the data set into the argument of `losses`: by default it drops the labels."""
         # Keras hands over an array as (array,), and an element of a data set as it is.
         return tf.keras.utils.unpack_x_y_sample_weight(data)[0]
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """UserError if images with labels of these classes, in this order, are none to train with. All are."""
+        """Raises UserError if the model cannot train on these classes, in this order. By default any will do."""

@@ -12,7 +12,7 @@ from transforms.gain import MAX_LEVELS, interpolate
 
 
 def check_lambdas(lmbda: float | Sequence[float]) -> tuple[float, ...]:
-    """One or several λ as a tuple. UserError unless they are positive, rising and at most `MAX_LEVELS`."""
+    """Returns one or several λ as a tuple. UserError unless they are positive, rising and at most `MAX_LEVELS`."""
     lambdas = tuple(float(value) for value in np.atleast_1d(lmbda))
     text = ", ".join(f"{value:g}" for value in lambdas)
     if not lambdas or not all(0 < value < np.inf for value in lambdas):
@@ -25,5 +25,9 @@ def check_lambdas(lmbda: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def at_quality(lambdas: Sequence[float], quality: tf.Tensor) -> tf.Tensor:
-    """λ of qualities, int32 [B] in steps from the first of several: float32 [B], as gains are between levels."""
+    """Interpolates λ, float32 [B], at qualities, int32 [B] in steps from the first level: log λ is linear between.
+
+    Gains follow the same rule (`transforms/gain.py`), and so do SFT's λ (`SFT.lambda_map`). Training weights levels by
+    1/√λ (`training.level_weights`), and the gains of ELIC start at √λ.
+    """
     return interpolate(tf.constant(np.log(lambdas)[:, None], tf.float32), quality)[:, 0]

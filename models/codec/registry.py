@@ -18,7 +18,8 @@ class Preset:
     """What is known of a preset before its network is made.
 
     about: a few words. parameters: of the networks for coding, in millions. kmac: thousands of multiply-adds a pixel,
-    of analysis, entropy networks and synthesis together. (`models/codec/complexity.py` counts both.)
+    of analysis, entropy networks and synthesis together. (`parameters` and `kmac_per_pixel` of
+    `models/codec/complexity.py` count both; a test compares.)
     """
 
     about: str

@@ -136,9 +136,9 @@ class _FloatCoder:
 
     @property
     def bits(self) -> dict[str, tf.Tensor]:
-        """Bits [B] by latent, of all passes so far. Ask once, at the end: asking is what computes those of Gaussians.
+        """Bits [B] by latent, of all passes so far. Read it once, at the end: reading computes those of Gaussians.
 
-        One evaluation for all passes: ELIC has ten, and a density is hundreds of small operations and their gradients.
+        One evaluation serves all passes: ELIC has two a group, and a density is hundreds of small operations.
         """
         result = dict(self._counted)
         for name, parts in self._joined():

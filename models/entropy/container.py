@@ -5,7 +5,10 @@
     fingerprint (4)
 
 Height, width and n are LEB128. With an image of less than 16384 pixels a side and up to 3 control bytes it
-all takes at most 20 bytes besides the payload. Pure Python. `res/doc/bitstream.md` is the reference.
+all takes at most 20 bytes besides the payload. Pure Python; `container_ops.py` writes and reads the same bytes in
+TensorFlow ops, and changes with this file. `res/doc/bitstream.md` is the reference.
+
+What only one model has to say goes into its control bytes (`models/codec/rate_control.py`), and the format stays.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _LEB128_MAX_BYTES = 5
 
 
 class StreamError(ValueError):
-    """The bytes are not a stream that can be read; the text is one line that says why."""
+    """Says in one line why the bytes are not a stream that can be read."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Header:
 
 
 def header_bytes(header: Header) -> bytes:
-    """The header as it stands in a file. The fingerprint is taken over these bytes too.
+    """Writes a header as it stands in a file. The fingerprint covers these bytes too.
 
     Raises:
       ValueError: a field cannot be represented.
@@ -71,7 +74,7 @@ def header_bytes(header: Header) -> bytes:
 
 
 def pack(header: Header, payload: bytes, fingerprint: int) -> bytes:
-    """A complete file.
+    """Writes a complete file.
 
     Args:
       header: see `Header`.
@@ -105,7 +108,7 @@ def unpack(data: bytes, partial: bool = False) -> tuple[Header, bytes, int | Non
 
 
 def _parse_header(data: bytes) -> tuple[Header, int]:
-    """The header and the number of its bytes."""
+    """Reads the header; returns it and the number of its bytes."""
     if not data:
         raise StreamError("empty stream")
     if not data.startswith(MAGIC[: len(data)]):
@@ -115,7 +118,7 @@ def _parse_header(data: bytes) -> tuple[Header, int]:
     version = reader.take(1)[0]
     if version > VERSION:
         raise StreamError(f"stream of format version {version}, newer than the {VERSION} that is known here")
-    if version < VERSION:
+    if version < VERSION:  # there is none yet: a VERSION 2 would read those of version 1 here
         raise StreamError(f"damaged stream: there is no format version {version}")
     model_id = reader.take(1)[0]
     weights_id = reader.take(WEIGHTS_ID_BYTES)

@@ -1,6 +1,8 @@
-"""Which format an image file has, what reads it, and what to say where nothing does.
+"""Finds the format of an image file, the plug-in that reads it, and the advice where nothing does.
 
-Pillow reads most formats. Its plug-ins for HEIC and JPEG XL are used where they are installed.
+Pillow reads most formats. Its plug-ins for HEIC and JPEG XL are used where they are installed. A new format with a
+plug-in gets an entry in `FOREIGN` and its extensions in `PLUG_IN_EXTENSIONS`; one without a plug-in needs a reader that
+`PIL.Image.register_open` registers. Servers take PNG and JPEG only.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from models.io.errors import UserError, one_line, reason
 
-#: Extensions, in lower case, of images that Pillow reads with a plug-in only.
+#: Extensions, in lower case, of images that Pillow reads with a plug-in only: those of `FOREIGN` that have one.
 PLUG_IN_EXTENSIONS = frozenset({".heic", ".heif", ".hif", ".jxl"})
 
 _PREFIX = 4096  # bytes that tell the format
@@ -26,7 +28,7 @@ _RAW = f"camera data, not yet an image: develop it, or {_CONVERT}"
 
 
 class Foreign(NamedTuple):
-    """A format that Pillow does not read.
+    """A format that Pillow does not read by itself.
 
     Attributes:
       name: as users know it.

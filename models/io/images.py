@@ -1,7 +1,8 @@
 """Images in and out of files.
 
-Everything that is read becomes what a viewer would show, as 8-bit RGB. No TensorFlow here: the command line refuses a
-bad image before it pays for that import.
+Everything that is read here becomes what a viewer would show, as 8-bit RGB. (Training decodes JPEG and PNG with
+TensorFlow, see `train/data.py`: without EXIF rotation and colour profiles.) No TensorFlow here: the command line
+refuses a bad image before it pays for that import.
 """
 
 from __future__ import annotations

@@ -65,3 +65,11 @@ def test_without_weights_and_in_the_table(folder):
     assert done.stderr == "error: no weights for hyperprior ship: name a file with --weights, or train some\n"
     done = run(folder, "presets")
     assert "\n  tiny " in done.stdout and "no weights" in done.stdout
+
+
+def test_several_lambdas_need_a_quality(folder):
+    chosen = "--preset", "tiny", "--lambda", "0.01,0.02", "--train_path", "several"
+    size = "--patchsize", "64", "--batchsize", "2", "--calibration", "4"
+    done = run(folder, "train", *chosen, "--train_glob", "*.png", *size)
+    assert done.returncode == 1
+    assert done.stderr == "error: hyperprior: give one λ, not 2: its `analyse` takes no quality\n"

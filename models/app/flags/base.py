@@ -19,7 +19,7 @@ from train.options import group
 if TYPE_CHECKING:
     from models.codec import Codec
 
-#: Of `--distortion`: those of `models/codec/distortion.py`.
+#: The choices of `--distortion`: those of `models/codec/distortion.py`.
 DISTORTIONS = ("mse", "ms-ssim")
 
 
@@ -38,6 +38,8 @@ class StreamCommand:
 
 class Flags:
     """A model's part of the command line. A subclass overrides what the model has of its own.
+
+    It can extend `train` and `compress` and add subcommands; decompress, evaluate and export have no hook.
 
     card: of the model. stream_commands: the model's own subcommands that read files, by name.
     """
