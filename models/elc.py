@@ -186,7 +186,8 @@ class ELC(Codec):
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
         self.track(METRICS[stage])
-        #: What the adversarial stage compares images with, see `transforms.losses.deep_features`; None: not at all.
+        #: Features that the adversarial stage compares images by, see `transforms.losses.deep_features`; None: not at
+        #: all.
         self.perceptual_features: deep_features.Features | None = None
         c, n = config, config.width
         self.analysis = cheng.analysis(n)
@@ -213,7 +214,7 @@ class ELC(Codec):
 
     @property
     def enhances(self) -> bool:
-        """Whether there is an enhanced decoder."""
+        """Tells whether there is an enhanced decoder."""
         return self.stage in ("decoder", "adversarial")
 
     def init_pca(self) -> None:
@@ -367,7 +368,7 @@ class ELC(Codec):
         return figures, (padded, reconstruction, latents)
 
     def compile(self, optimizer="adam", **kwargs) -> None:
-        """As Keras; the adversarial stage makes the discriminator, and an optimizer of the same kind for it.
+        """Compiles as Keras does; the adversarial stage also makes the discriminator and an optimizer of the same kind.
 
         Raises:
           UserError: the adversarial stage is to run on several devices: spectral normalisation assigns to its variables

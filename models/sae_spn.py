@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 VARIANTS = ("sae_spn", "sae", "swwae")
 
-#: What each part weighs in the generator's loss, images in -1..1 (paper, section 3; `switches` is ours).
+#: Weights of the parts of the generator's loss, images in -1..1 (paper, section 3; `switches` is ours).
 LOSS_WEIGHTS = {"mse": 1.0, "perceptual": 5.0, "intermediate": 1.0, "switches": 1.0, "adversarial": 1.0}
 
 #: The discriminator's learning rate, in parts of the generator's. The authors update it once, the generator five times.
@@ -215,7 +215,7 @@ class SAESPN(Codec):
         self.value_context = ContextModel(c.latents, [2 * c.latents], c.context_width, name="value_context")
         if variant == "swwae":
             self.switch_coders = [SwitchCoder(w, f"switches{k}") for k, w in enumerate(reversed(c.widths[:-1]))]
-        self.discriminator = None  # of a training, not of the codec: `compile` makes it
+        self.discriminator = None  # part of a training, not of the codec: `compile` makes it
 
     def analyse(self, images: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Images [B, H, W, 3], padded -> latents before they are quantised, float32 [B, H / 16, W / 16, C], and for
@@ -224,7 +224,7 @@ class SAESPN(Codec):
         return latents, [tf.cast(m, tf.float32) for m in maps] if self.variant == "swwae" else []
 
     def _encode_maps(self, images: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """What `analyse` gives for swwae, of every variant."""
+        """Runs the encoder: latents and the maps before each max-pooling, for every variant."""
         return self.encoder(2 * self.normalise(images))
 
     def code(self, coder, analysed, shape) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -264,7 +264,7 @@ class SAESPN(Codec):
         return self.denormalise(self.synthesis(*latents)[0] / 2)
 
     def make_entropy_models(self) -> None:
-        """None: networks predict the probability of each bit."""
+        """Makes no densities: networks predict the probability of each bit."""
 
     def table_rows(self) -> list[tables.Row]:
         """The rows of the CDF bank before they are fitted."""

@@ -46,10 +46,10 @@ from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
 
-#: Latents are so many times what the transforms compute in, where numbers are near 1: so rounding and its noise do not
-#: drown them at the beginning of a training. (Kernels could learn the same, and take thousands of steps to.)
+#: Latents are the transforms' outputs times this. Those are near 1 at the start of a training, and rounding and its
+#: noise would drown them. (Kernels could learn the factor, in thousands of steps.)
 LATENT_SCALE = 16.0
-#: A batch of a higher loss has no gradient (the authors skip it too).
+#: A batch with a higher loss is skipped: it has no gradient (the authors skip it, too).
 SKIPPED_LOSS = 1e4
 #: So many qualities from 0 to 1 are validated, each on some of the images.
 VALIDATION_QUALITIES = 9
@@ -63,7 +63,7 @@ def _ordered_dither(log2_size: int) -> np.ndarray:
     return ((order + 0.5) / order.size - 0.5).astype(np.float32)
 
 
-#: What is added to the quality in the hyper-latent before it is rounded, over 8x8 of its places.
+#: Dither, added to the quality in the hyper-latent before it is rounded, over 8x8 of its positions.
 DITHER = _ordered_dither(3)
 
 
@@ -109,7 +109,7 @@ class Config:
 # Also on the card in models/codec/registry.py, in the same order, and in the table of res/doc/sft.md.
 PRESETS = {
     "base": Config(),
-    # What is computed at every pixel is what costs; there, and in all that has the width of a condition, it is narrow.
+    # Layers at full resolution cost the most: these, and all of a condition's width, are narrow.
     "small": Config(
         widths=(16, 32, 64, 96),
         latents=192,
@@ -138,7 +138,7 @@ class SFT(Codec):
 
     # Latents at 1/16; the hyper-latent's factor 4 is padded inside.
     stride = (16, 16)
-    # The synthesis takes z_hat, at 1/64, too: it is what reaches farthest.
+    # The synthesis takes z_hat, at 1/64, too, which has the largest receptive field.
     reach = Reach(unit=64, analysis=128, synthesis=256, latents=(16,), decoded=(16, 64))
     searchable = True
     encoder_parts = ("analysis", "hyper_analysis")
@@ -207,9 +207,9 @@ class SFT(Codec):
         return z + tf.pad(offsets[None, ..., None], [[0, 0], [0, 0], [0, 0], [self.config.hyper_channels, 0]])
 
     def latent_scale(self, z_hat: tf.Tensor, rows, columns) -> tf.Tensor:
-        """What y is multiplied by before it is rounded, [B, rows, columns, 1]: the finer, the higher the quality is.
+        """Scale of y before it is rounded, [B, rows, columns, 1]: larger, so finer steps, at higher quality.
 
-        Of the quality both sides know the mean of 64x64 pixels, less 0.5: the last channel of z.
+        Both sides know the mean quality of 64x64 pixels, less 0.5: the last channel of z.
         """
         scale = LATENT_SCALE * tf.exp(self.config.quality_gain / LATENT_SCALE * z_hat[..., -1:])
         return tf.repeat(tf.repeat(scale, 4, 1), 4, 2)[:, :rows, :columns]

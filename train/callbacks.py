@@ -1,4 +1,4 @@
-"""What keeps a long training safe, as callbacks of Keras' `Model.fit`.
+"""Callbacks of Keras' `Model.fit` that keep a long training safe.
 
 Backups and signals, losses that are not finite, a budget of time, averaged weights. `train.fit.Run` puts them in order.
 """
@@ -23,13 +23,13 @@ from train.options import FitOptions
 
 logger = logging.getLogger(__name__)
 
-# What to do about a loss that is not finite, with a state of the run to go back to and without.
+# Advice about a loss that is not finite, with a state of the run to go back to and without one.
 RESUME_ADVICE = (
     "The state of the last good epoch is kept: --resume continues from there, perhaps with a lower --learning_rate"
 )
 RESTART_ADVICE = "Nothing is kept: try a lower --learning_rate"
 
-# States of a run that are kept: one more than is needed, in case that a disk or a copy cuts the last one short.
+# Number of states kept: one more than needed, in case a full disk or a copy cuts the last one short.
 KEPT_BACKUPS = 2
 
 
@@ -211,7 +211,7 @@ class AveragedWeights(tf.keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs=None) -> None:
-        """Nothing is put aside yet."""
+        """Forgets weights put aside in an earlier training."""
         del logs
         self._weights = None
 

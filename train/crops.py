@@ -1,4 +1,4 @@
-"""What all sources of training patches share: the order of images, and what is cut out of them."""
+"""Order of images and random crops, which all sources of training patches share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-#: One of so many training images is held out for validation where the user names no others.
+#: One in this many training images is held out for validation where the user names no others.
 HOLD_OUT = 20
 #: So many damaged images in a row mean that something else is wrong, such as a disk that is gone.
 MAX_DAMAGED = 100

@@ -37,14 +37,14 @@ Crops = Union[np.ndarray, tuple[np.ndarray, np.ndarray]]
 
 
 class Source(Protocol):
-    """Where patches come from: `Photographs`, `TfdsImages`, or `train.labelled.LabelledImages`."""
+    """A source of patches: `Photographs`, `TfdsImages`, or `train.labelled.LabelledImages`."""
 
     def crops(
         self, draws: tf.data.Dataset, seed: int, count: int, context: tf.distribute.InputContext
     ) -> tf.data.Dataset:
-        """For each draw (an int64 number), uint8 `[count, P, P, 3]`: random crops of one image.
+        """Cuts random crops of one image, uint8 `[count, P, P, 3]`, for each draw (an int64 number).
 
-        Of labelled images, such crops and int32 `[count]`, its class.
+        Labelled images give such crops and their class, int32 `[count]`.
         """
 
 
@@ -52,7 +52,7 @@ class Source(Protocol):
 
 
 class Photograph(NamedTuple):
-    """What the header of an image file says."""
+    """Facts from the header of an image file."""
 
     path: str
     height: int
@@ -87,7 +87,7 @@ class Photographs:
         return len(self.photographs)
 
     def split(self, every: int = HOLD_OUT) -> tuple[Photographs, Photographs]:
-        """Those to train on and those held out: every `every`-th of those named and at least one of each.
+        """Splits into images to train on and images held out: every `every`-th of those named, at least one of each.
 
         So what is held out at one patchsize is not trained on at another, whatever else is too small for it. A single
         image is both.
@@ -100,7 +100,7 @@ class Photographs:
         return self._subset(i for i in range(len(self)) if i not in held_out), self._subset(sorted(held_out))
 
     def without(self, others: Photographs) -> Photographs:
-        """Those whose files are not among the others'.
+        """Returns the photographs whose files are not among the others'.
 
         Raises:
           UserError: that leaves none.
@@ -411,7 +411,7 @@ def open_tfds(name: str, patchsize: int, held_out: int) -> tuple[TfdsImages, Tfd
         raise UserError(f"--tfds {name}: {reason}") from error
     if "train" not in splits:
         raise UserError(f"--tfds {name}: has no split named train, only {', '.join(splits)}")
-    # Never the test split: what is chosen by its images cannot be judged by them any more.
+    # Never the test split: weights chosen by its images could not be judged by them any more.
     if "validation" in splits:
         return TfdsImages(builder, "train", patchsize), TfdsImages(builder, "validation", patchsize)
     return (
@@ -478,7 +478,7 @@ def training_dataset(
 def validation_dataset(
     crops: Crops, batchsize: int, *, context: tf.distribute.InputContext | None = None
 ) -> tf.data.Dataset:
-    """The same patches in the same order each time it is iterated.
+    """Makes batches of validation patches: the same in the same order each time it is iterated.
 
     The last batch is filled up from the start: every replica gets a full batch, and none an empty one.
 
@@ -519,7 +519,7 @@ def _unsharded(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def open_data(options: FitOptions) -> tuple[Source, Crops]:
-    """What the settings name: the source of training patches, and the validation patches.
+    """Opens the images that the settings name: the source of training patches, and the validation patches.
 
     Returns:
       The source, and uint8 `[N, P, P, 3]` with N at most `validation_steps * batchsize`, with their classes if

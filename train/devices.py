@@ -1,4 +1,4 @@
-"""Where a training runs: devices and workers (`tf.distribute`), and in which precision."""
+"""Devices, workers (`tf.distribute`) and precision of a training."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def worker_index() -> int:
 
 
 def data_seed(options: FitOptions, strategy: tf.distribute.Strategy) -> int:
-    """What decides order and place of the patches, 0..2**32-1: the same for all workers, which share out one order."""
+    """Seed of order and place of the patches, 0..2**32-1: the same for all workers, which share out one order."""
     if options.seed is not None:
         return options.seed
     if several_workers(strategy):
@@ -70,12 +70,12 @@ def data_seed(options: FitOptions, strategy: tf.distribute.Strategy) -> int:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes files."""
+    """Tells whether this process is the one that writes files."""
     return strategy.extended.should_checkpoint
 
 
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Whether other processes, perhaps on other machines, train the same codec."""
+    """Tells whether other processes, perhaps on other machines, train the same codec."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
 TEST = "test"
-#: Of a split of TensorFlow Datasets no more than so many images are taken: they are held in memory.
+#: Most images taken from a split of TensorFlow Datasets: they are held in memory.
 MAX_IN_MEMORY = 10_000
 
 
@@ -66,7 +66,7 @@ class LabelledImages:
         return scaled(image if isinstance(image, np.ndarray) else read_image(image), self.patchsize)
 
     def split(self, every: int = HOLD_OUT) -> tuple[LabelledImages, LabelledImages]:
-        """Those to train on, and every `every`-th and at least one, which is held out; of one image, both."""
+        """Splits into images to train on and images held out, every `every`-th; a single image is both."""
         held_out = list(range(0, len(self), every))
         rest = [i for i in range(len(self)) if i % every] or held_out
         return self._subset(rest), self._subset(held_out)
@@ -224,12 +224,12 @@ class _Tfds:
         self._name, self._patchsize = name, patchsize
 
     def training(self) -> tuple[LabelledImages, LabelledImages]:
-        """As of `open_labelled`."""
+        """Opens the images of `open_labelled`."""
         train = self._read("train")
         return (train, self._read("validation")) if "validation" in self._splits else train.split()
 
     def test(self) -> tuple[LabelledImages, str]:
-        """As of `open_test`."""
+        """Opens the images of `open_test`."""
         if TEST in self._splits:
             return self._read(TEST), TEST
         return self.training()[1], "validation"

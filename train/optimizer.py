@@ -63,7 +63,7 @@ def make_schedule(options: FitOptions) -> schedules.LearningRateSchedule:
     if options.schedule == "cosine":
         decay = schedules.CosineDecay(options.learning_rate, options.total_steps)
     else:
-        # The last step at the full rate; Keras' boundaries belong to what is before them.
+        # The last step at the full rate; Keras counts a boundary to the piece before it.
         last = round(options.total_steps * (1 - options.drop_share)) - 1
         decay = schedules.PiecewiseConstantDecay([last], [options.learning_rate, options.learning_rate / 10])
     return WarmUp(decay, options.warmup_steps) if options.warmup_steps else decay

@@ -1,4 +1,4 @@
-"""What a training run is told: one record of settings, and the command line flags that fill it.
+"""Settings of a training run: one record, and the command line flags that fill it.
 
 No TensorFlow here, so that `--help` and a mistyped flag do not wait for its import.
 """

@@ -1,4 +1,4 @@
-"""What a training says while it runs: what runs where, how it goes, and when it will end."""
+"""Messages of a training while it runs: what runs where, how it goes, and when it will end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from train.options import SAMPLE_GLOB, FitOptions
 TIMED_STEPS = 5
 #: Seconds between lines, where the output is no terminal.
 INTERVAL = 30
-#: A whole run that takes longer than this many hours is worth a word on what is shorter.
+#: For a run of more than this many hours a shorter alternative is named.
 LONG = 12
 
 

@@ -16,7 +16,7 @@ import math
 
 import tensorflow as tf
 
-#: Sides that a variable can have: those of a kernel, whose rows and columns of taps count as one.
+#: Most sides of a variable: a kernel has three, since the rows and columns of its taps count as one.
 SIDES = 3
 
 

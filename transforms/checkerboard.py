@@ -51,7 +51,7 @@ def dense_kernel(taps: tf.Tensor) -> tf.Tensor:
 
 
 def _half_width_taps(row_parity: int) -> np.ndarray:
-    """Which of the 12 taps stands where in the 5x3 kernel that acts on the half-width anchors.
+    """Places the 12 taps in the 5x3 kernel that acts on the half-width anchors.
 
     Anchor k of row i lies in column 2k + i % 2, non-anchor k in column 2k + 1 - i % 2. So two columns of the image
     are one of the half tensor, and the kernel of a non-anchor depends on the parity of its row.

@@ -41,8 +41,8 @@ WEIGHT_LIMIT = 2047
 PERCENTILE = 99.99
 
 
-#: `algorithm_independent` splits weights into so many times a high part, and a low part of at most half of that.
-#: Neither is larger than the weight, so that their sums are within the exact range, too.
+#: `algorithm_independent` splits a weight into this many times a high part, plus a low part of at most half this
+#: number. Neither part is larger than the weight, so their sums are within the exact range, too.
 HIGH = 32.0
 _algorithm_independent: bool | None = None
 
@@ -129,7 +129,7 @@ class Conv:
         return [self.size, self.size, channels, self.filters]
 
     def output_axis(self) -> int:
-        """Which axis of the kernel is the output channel."""
+        """Returns the axis of the kernel's output channels."""
         return 2 if self.up > 1 and not self.masked else -1
 
     def fan_in(self, channels: int) -> int:
@@ -148,7 +148,7 @@ class Conv:
 
 
 class Output:
-    """What the integer form of a network's last layer gives. One of the constants below, per network."""
+    """Output of the integer form of a network's last layer: one of the constants below, per network."""
 
     FEATURES = "features"  # signed 8-bit features with calibrated scales, for another network
     PARAMETERS = "parameters"  # first half: means in steps of MEAN_STEP; second half: table rows
@@ -366,7 +366,7 @@ class LatentInput(tf.keras.layers.Layer):
                 self.inverse_step = tf.Variable(tf.ones([self.channels]), trainable=False, name="inverse_step")
 
     def run(self, latents: tf.Tensor, exact: bool) -> Fixed | tf.Tensor:
-        """What a network takes: `Fixed` numbers for its integer form, the latents themselves for its float form."""
+        """Makes a network's input: `Fixed` numbers for its integer form, the latents themselves for its float form."""
         return self.integers(latents) if exact else latents
 
     def integers(self, latents: tf.Tensor) -> Fixed:
@@ -389,7 +389,7 @@ class LatentInput(tf.keras.layers.Layer):
 
 @contextlib.contextmanager
 def calibrating(layers: Iterable[tf.keras.layers.Layer]):
-    """Within, every `EntropyNet` and `LatentInput` among `layers` derives its integer form from what it is fed.
+    """Lets every `EntropyNet` and `LatentInput` among `layers` derive its integer form from what it is fed.
 
     Feed it several batches: ranges cover all of them.
     """

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-#: Kinds of maps and how often each is drawn. Where there are no masks, the others share what is theirs.
+#: Kinds of maps and how often each is drawn. Without masks the other kinds share their probability.
 SHARES = {"uniform": 0.2, "classes": 0.2, "gradient": 0.2, "gaussians": 0.4}
-#: Class ids of masks are below this: COCO's stuff and things, and 255 for what is neither.
+#: Class ids of masks are below this: COCO's stuff and things, and 255 for neither.
 MAX_CLASSES = 256
 MAX_GAUSSIANS = 20
-#: Of a Gaussian, per axis, in square pixels: they are some 40 pixels wide, whatever the size of the image.
+#: Variance of a Gaussian, per axis, in square pixels: some 40 pixels wide, whatever the size of the image.
 VARIANCES = (1000.0, 3000.0)
 
 
@@ -49,7 +49,7 @@ def classes(masks: tf.Tensor) -> tf.Tensor:
 
 
 def gradient(shape) -> tf.Tensor:
-    """From one level at an edge to another at the opposite edge, straight, from the top or from the left."""
+    """Makes maps that change linearly from one edge to the opposite one, from the top or from the left."""
     start, end, axis = tf.unstack(tf.random.uniform([3, shape[0], 1, 1, 1]))
     rows, columns = (tf.cast(tf.range(n), tf.float32) / tf.cast(tf.maximum(n - 1, 1), tf.float32) for n in shape[1:])
     place = tf.where(axis < 0.5, rows[None, :, None, None], columns[None, None, :, None])

@@ -1,4 +1,4 @@
-"""Where in each 2x2 cell the maximum was: max-pooling with switches, and unpooling.
+"""Max-pooling with switches, which say where in each 2x2 cell the maximum was, and unpooling.
 
     0 1        A switch numbers the pixel of its cell that was the largest, channel by channel.
     2 3        Unpooling puts each value back at that pixel, and zeros at the three others.
@@ -37,7 +37,7 @@ def find(x: tf.Tensor) -> tf.Tensor:
 
 
 def decided(x: tf.Tensor) -> tf.Tensor:
-    """Whether a cell has one maximum: [B, H, W, C] -> bool [B, H / 2, W / 2, C].
+    """Tells whether a cell has one maximum: [B, H, W, C] -> bool [B, H / 2, W / 2, C].
 
     Where ReLU has left nothing but zeros, the switch is 0 by convention: nothing that could be predicted wrongly, or
     rightly.
@@ -56,7 +56,7 @@ def unpool(x: tf.Tensor, switch: tf.Tensor) -> tf.Tensor:
 
 
 def prediction(logits: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """How well switches are predicted, over the cells that are `decided`.
+    """Measures how well switches are predicted, over the cells that are `decided`.
 
     Args:
       logits: of the four classes, [B, H, W, C, 4].

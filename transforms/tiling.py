@@ -21,7 +21,7 @@ TILE = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How far the transforms of a codec reach, in pixels.
+    """Receptive fields of a codec's transforms, in pixels.
 
     unit: tiles begin at multiples of this, the coarsest cell among the inputs.
     analysis: the farthest pixel, beyond the cells of a tile, that the latents in these cells depend on.
@@ -121,7 +121,7 @@ def in_tiles(
 
 
 def _is_one_tile(shape: tf.TensorShape, cell: int, tile: int | None) -> bool:
-    """Whether it is known, eagerly or in a graph of a fixed size, that there is nothing to cut."""
+    """Tells whether it is known, eagerly or in a graph of a fixed size, that there is nothing to cut."""
     if None in shape[:3]:
         return False
     batch, height, width = shape[0], shape[1] * cell, shape[2] * cell

@@ -1,4 +1,4 @@
-"""What stands on codecs: the command line, clients and servers."""
+"""Programs that use codecs: the command line, clients and servers."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class RestServer:
         self._url, self._timeout = url.rstrip("/"), timeout
 
     def predict(self, signature: str, data: bytes, **controls: float) -> bytes:
-        """What the signature `compress_file` or `decompress_file` makes of a file's bytes. UserError if it refuses."""
+        """Calls the signature `compress_file` or `decompress_file` on a file's bytes. UserError if it refuses."""
         import requests
 
         name = "bitstream_bytes" if signature == "decompress_file" else "image_bytes"
@@ -78,7 +78,7 @@ class GrpcServer:
         self._address, self._model, self._timeout = address, model, timeout
 
     def predict(self, signature: str, data: bytes, **controls: float) -> bytes:
-        """As `RestServer.predict`."""
+        """Calls a signature, see `RestServer.predict`."""
         import grpc
         import numpy as np
         import tensorflow as tf

@@ -1,4 +1,4 @@
-"""What the subcommands of all models do: train, compress, decompress, evaluate, export.
+"""The subcommands of all models: train, compress, decompress, evaluate, export.
 
 Errors of the user become one line on stderr; with several inputs a bad one is reported and the others are still done.
 """
@@ -24,7 +24,7 @@ from models.io import files, formats, images
 from models.io.errors import UserError
 from models.io.files import IMAGE_SUFFIX, STREAM_SUFFIX
 
-#: From so many files on work is done with graphs: making them takes longer than some of the work without.
+#: With at least this many files graphs are made: for fewer, making them takes longer than working without.
 TRACE_FROM = 16
 
 
@@ -71,7 +71,7 @@ def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = Tr
 
 
 def _encoder_options(args: argparse.Namespace, **more):
-    """What --effort and --tile ask of the encoder, where a subcommand has them."""
+    """Turns --effort and --tile into options of the encoder, where a subcommand has them."""
     effort = getattr(args, "effort", None)
     given = {} if effort is None else {"effort": effort}
     return EncoderOptions(**given, tile=_tile(args), **more)

@@ -44,7 +44,7 @@ def _weights_row(card: Card, path: Path, taken: bool) -> str:
 
 
 def _rates(card: Card, header: dict[str, str]) -> str:
-    """How a user asks for a rate."""
+    """Says which rates a user can ask for."""
     lambdas = header.get("lambda", "").split(",")
     if card.quality:
         return f"quality {card.quality}"

@@ -37,7 +37,7 @@ from models.io.images import encode_image
 #: Larger images and batches are refused: one request must not take a server's memory.
 MAX_PIXELS = 1 << 25
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # what files of these formats begin with
-#: How long streams may be: so many bytes for each pixel of the limit, of which images take one, and so many besides.
+#: Longest stream that is taken: bytes for each pixel of the limit (images take about one), and bytes besides.
 STREAM_BYTES_PER_PIXEL, STREAM_BYTES = 4, 1 << 16
 MODEL_CARD = "model_card.json"
 WARMUP = "tf_serving_warmup_requests"
@@ -128,7 +128,7 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
         return output
 
     def one_by_one(function, values):
-        # Not several at a time, which `map_fn` would: the limit is what one of them may take.
+        # One at a time, where `map_fn` would take several: the limit is for the memory of one.
         return tf.map_fn(function, values, fn_output_signature=tf.string, parallel_iterations=1)
 
     def each_file(function):
@@ -225,7 +225,7 @@ def write_folder(target: Path, write: Callable[[Path, Path], None]) -> None:
         os.replace(scratch / "model", target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {reason(error)}") from error
-    except tf.errors.OpError as error:  # what TensorFlow, which writes most of it, makes of a full disk
+    except tf.errors.OpError as error:  # TensorFlow writes most of it, and reports a full disk so
         raise UserError(f"{target}: cannot be written: {one_line(error)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

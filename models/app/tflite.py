@@ -63,7 +63,7 @@ def functions(
     """ "compress" and "decompress" of `serving.signatures`, for one image of a fixed size."""
     codec.coder  # noqa: B018 - its tables are made outside of the graphs
     padded = codec.padded_size(height, width)
-    # A server's limit is none of these files': they are for what they are made for, and for nothing larger.
+    # These files take one size only, so a server's limit does not apply.
     served = serving.signatures(codec, padded[0] * padded[1], options)
     wishes = [  # a number, or a map
         tf.TensorSpec((1, height, width, 1)[: len(spec.shape)], spec.dtype, name)

@@ -1,4 +1,4 @@
-"""What makes a paper's networks a codec: `Codec`, `load`, `load_for_training`, `register`.
+"""Makes a paper's networks a codec: `Codec`, `load`, `load_for_training`, `register`.
 
 The names are imported when they are asked for: most of them need TensorFlow, which `--help` must not wait for.
 """

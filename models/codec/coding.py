@@ -286,5 +286,5 @@ class Graphs:
         )
 
     def encodes(self, options: EncoderOptions) -> bool:
-        """Whether the graph does what the options ask for."""
+        """Tells whether the graph was made for these options."""
         return dataclasses.replace(options, progress=self._options.progress) == self._options

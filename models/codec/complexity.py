@@ -1,4 +1,4 @@
-"""What a codec costs: its parameters, and multiply-adds for each pixel."""
+"""Counts a codec's parameters and its multiply-adds per pixel."""
 
 from __future__ import annotations
 

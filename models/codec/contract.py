@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Contract(tf.keras.Model):
-    """What a paper's file gives to the zoo; `Codec` builds on it.
+    """The interface that a paper's file implements; `Codec` builds on it.
 
     A model gives `stride`, `analyse`, `code`, `reconstruct` and, with a factorised prior, `prior_channels`. Where it
     differs from the usual it overrides one of these hooks:

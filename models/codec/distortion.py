@@ -1,4 +1,4 @@
-"""What training counts as the error of an image, besides its bits.
+"""Distortions: the error of an image that training weighs against its bits.
 
 Squared errors are what all five papers minimise. MS-SSIM compares local means, contrasts and structures at five scales,
 which agrees better with what people see; the field trains a second set of weights for it. Its λ are other numbers by

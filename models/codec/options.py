@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 @dataclasses.dataclass(frozen=True)
 class EncoderOptions:
-    """How much an encoder searches, and how it works. Files of any options decode alike.
+    """Options of an encoder: how much it searches, and how it works. A decoder need not know them.
 
     effort: RDOQ iterations before a file is written, for weights with a move penalty (`Codec.rdoq`).
     tile: side of the tiles in which large images are processed, in pixels; None: as `transforms.tiling` chooses.

@@ -17,20 +17,20 @@ from transforms.gain import STEPS
 
 
 class RateControl:
-    """Of weights of one rate: there is nothing to ask. Base of the others."""
+    """Rate control of weights of one rate: there is nothing to ask for. Base of the others."""
 
     #: The qualities that can be told apart, rising; empty where there are none to choose from.
     qualities: np.ndarray = np.array([])
     #: How many control bytes a file has.
     control_bytes = 0
-    #: What a served request says of each image besides its pixels: the inputs of `graph_from_args`.
+    #: Inputs of a served request for each image besides its pixels: those of `graph_from_args`.
     request_specs: dict[str, tf.TensorSpec] = {}
     #: Dtypes and shapes of the tensors that compressing takes, and of those that decompressing does.
     encode_specs: dict[str, tf.TensorSpec] = {}
     decode_specs: dict[str, tf.TensorSpec] = {}
 
     def check_quality(self, quality: float | None) -> None:
-        """UserError if a quality is wished for (not None), and there is none to choose or it is out of range."""
+        """Raises UserError for a quality (not None) that is out of range, or where there is none to choose."""
         if quality is None:
             return
         if not self.qualities.size:
@@ -39,7 +39,7 @@ class RateControl:
             raise UserError(f"quality {quality:g} is not within {self.qualities[0]:g} to {self.qualities[-1]:g}")
 
     def from_args(self, shape, quality: float | None = None) -> tuple[bytes, dict[str, tf.Tensor]]:
-        """What is wished for images of a shape (B, H, W): control bytes, and the tensors to compress with.
+        """Turns arguments into control bytes and the tensors to compress with, for images of a shape (B, H, W).
 
         quality: one of `qualities`, the middle by default.
 
@@ -50,29 +50,29 @@ class RateControl:
         return b"", {}
 
     def from_header(self, data: bytes, batch: int = 1) -> dict[str, tf.Tensor]:
-        """The tensors to decompress with, of a file's control bytes. StreamError if they are none of this model's."""
+        """Turns control bytes into the tensors to decompress with. StreamError if they are not of this model."""
         if data:
             raise _not_ours()
         return {}
 
     def graph_from_args(self, shape) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """`from_args` in a graph, for each image: control bytes uint8 [B, n], and the tensors.
+        """Does what `from_args` does in a graph, for each image: control bytes uint8 [B, n], and the tensors.
 
         It takes the inputs of `request_specs` by name, all or none; InvalidArgumentError if one is out of range.
         """
         return tf.zeros([shape[0], 0], tf.uint8), {}
 
     def graph_from_header(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`from_header` in a graph: uint8 [B, n]. InvalidArgumentError if they are none of this model's."""
+        """Does what `from_header` does in a graph: uint8 [B, n]. InvalidArgumentError if they are not of this model."""
         return {}
 
     def for_calibration(self, shape) -> dict[str, np.ndarray]:
-        """Tensors, each [N, ...], that between them show what coding will meet, for N images; shape: (N, H, W)."""
+        """Makes tensors, each [N, ...], for N calibration images that cover all qualities; shape: (N, H, W)."""
         return {}
 
 
 class QualityLevels(RateControl):
-    """Of weights of several λ: a quality from 1 (the first λ) to their number, in 1/32, one byte of the file.
+    """Rate control of weights of several λ: a quality from 1 (the first λ) to their number, in 1/32; one control byte.
 
     "quality", int32 [B]: in steps of 1/32 from the first λ; see `transforms/gain.py`.
     """

@@ -15,7 +15,7 @@ from models.io.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What is known of a preset before its network is made.
+    """Facts about a preset, known before its network is made.
 
     about: a few words. parameters: of the networks for coding, in millions. kmac: thousands of multiply-adds a pixel,
     of analysis, entropy networks and synthesis together. (`parameters` and `kmac_per_pixel` of
@@ -29,7 +29,7 @@ class Preset:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is known of a model before its module is imported.
+    """Facts about a model, known before its module is imported.
 
     name: as in `models/<name>.py`. model_id: the format byte of its files. title: one line. presets: those that `train`
     takes, its default first. weights: the stem of the weights file that coding takes by default. progressive: whether
@@ -182,14 +182,14 @@ def _card_of(name: str, model_id: int | None, codec: type, presets: Mapping, pro
 
 
 def card(name: str) -> Card:
-    """The card of the model called `name`; UserError for a name that is none."""
+    """Returns the card of the model called `name`; UserError if there is no such model."""
     if name not in CARDS:
         raise UserError(f"no model is called {name!r}; there are: {', '.join(CARDS)}")
     return CARDS[name]
 
 
 def get(name: str) -> Entry:
-    """The model called `name`, imported; UserError for a name that is none."""
+    """Imports the model called `name`; UserError if there is no such model."""
     card(name)
     if name not in _ENTRIES:
         importlib.import_module(f"models.{name}")
@@ -197,5 +197,5 @@ def get(name: str) -> Entry:
 
 
 def name_of(model_id: int) -> str | None:
-    """The name of the model whose files have that byte; None if there is none."""
+    """Returns the name of the model whose files have that byte; None if there is none."""
     return next((card.name for card in CARDS.values() if card.model_id == model_id), None)

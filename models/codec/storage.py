@@ -155,11 +155,11 @@ def save_for_coding(source, target) -> None:
 
 
 def tensors(codec: Codec) -> dict[str, np.ndarray]:
-    """All that a weights file holds, by name: float16 weights, integer networks, tables (`bank/...`)."""
+    """Collects all tensors of a weights file, by name: float16 weights, integer networks, tables (`bank/...`)."""
     result = {}
     for name, variable in codec.named_variables().items():
         if name.startswith("discriminator"):
-            continue  # of a training, not of the codec: another training begins with another one
+            continue  # part of a training, not of the codec: another training makes its own
         value = variable.numpy()
         # Multipliers and steps of the integer form are exact float32 numbers; trained weights are float16.
         result[name] = value.astype(np.float16) if variable.trainable else value

@@ -1,4 +1,4 @@
-"""What training does with a codec: the loss, its steps, one part frozen, warm starts.
+"""Training of a codec: the loss, its steps, one part frozen, warm starts.
 
 The loss is `bpp + λ · distortion`. Where there are several λ each image of a batch draws one.
 """
@@ -51,7 +51,7 @@ def losses(codec: Codec, images: tf.Tensor, training: bool) -> dict[str, tf.Tens
 
 
 def rate_and_distortion(images, reconstruction, bits: dict, training: bool) -> dict[str, tf.Tensor]:
-    """Rate and distortion of images [B, H, W, 3]: "bpp", "mse" (0..255 scale), "psnr" (dB), each [B].
+    """Computes rate and distortion of images [B, H, W, 3]: "bpp", "mse" (0..255 scale), "psnr" (dB), each [B].
 
     bits: of each latent, {name: [B]}.
     """
@@ -73,17 +73,17 @@ def training_levels(batch: tf.Tensor, levels: int) -> tf.Tensor:
 
 
 def level_weights(lambdas) -> tf.Tensor:
-    """What the loss at each level counts in training: float32 [levels], 1 in the mean.
+    """Weights of the loss at each level in training: 1/√λ, scaled to a mean of 1; float32 [levels].
 
-    A BD-rate weighs what is saved of a rate by that rate, and rates go with the square root of λ, about. With equal
-    weights the levels of high rates, whose losses are the largest, would dominate.
+    A BD-rate weighs saved bits by the inverse of the rate, and rates grow about as √λ. With equal weights the levels of
+    high rates, whose losses are the largest, would dominate.
     """
     weights = 1 / np.sqrt(lambdas)
     return tf.constant(weights / np.mean(weights), tf.float32)
 
 
 def validation_draws(images: tf.Tensor, count: int) -> tf.Tensor:
-    """For validation a number below `count` for each of the images [B, H, W, 3] in 0..255: int32 [B].
+    """Draws a number below `count` for each validation image, [B, H, W, 3] in 0..255: int32 [B].
 
     Derived from its pixels, so that an image has the same one each time, in batches of any size and on any device.
     """
@@ -91,7 +91,7 @@ def validation_draws(images: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def train_step(codec: Codec, data) -> dict[str, tf.Tensor]:
-    """One step of `Codec.losses` on a batch [B, P, P, 3]."""
+    """Trains one step with `Codec.losses` on a batch [B, P, P, 3]."""
     with tf.GradientTape() as tape:
         figures = codec.losses(codec.batch(data), training=True)
         # Under tf.distribute gradients are summed over replicas: each contributes its share of the global mean.
@@ -118,13 +118,13 @@ def forward(codec: Codec, images: tf.Tensor, controls: dict[str, tf.Tensor], tra
 
 
 def freeze(codec: Codec, part: str | None, teacher: Codec | None = None) -> None:
-    """Trains a codec from now on with one part frozen, each of the others with what only works for it.
+    """Freezes one part of a codec in training; the others train with the quantisation that suits them.
 
     Args:
       codec: to be trained.
-      part: what stays. "encoder": all others learn from latents rounded as in files, see `HardRate`; "decoder", which
-        is all but `encoder_parts`: these learn from latents that are rounded softly, see `SoftRate`; "latents", which
-        is all but `decoder_parts`: these learn from latents as the teacher's files have them. None: nothing stays.
+      part: the frozen part. "encoder": all others learn from latents rounded as in files, see `HardRate`. "decoder",
+        which is all but `encoder_parts`: these learn from latents that are rounded softly, see `SoftRate`. "latents",
+        which is all but `decoder_parts`: these learn from latents as the teacher's files have them. None: nothing.
       teacher: for "latents", a codec of the same configuration that compresses: `load` of the same weights.
 
     Raises:
@@ -138,9 +138,9 @@ def freeze(codec: Codec, part: str | None, teacher: Codec | None = None) -> None
 
 
 def distil(codec: Codec, path) -> None:
-    """Trains the decoder on latents as files of a weights file have them: the one that the codec began with.
+    """Trains the decoder on latents as in files of a weights file: the one that the codec began with.
 
-    UserError if that has not as many λ.
+    UserError if it has another number of λ.
     """
     teacher = storage.load(path)
     if len(teacher.lambdas) != len(codec.lambdas):
@@ -150,7 +150,7 @@ def distil(codec: Codec, path) -> None:
 
 
 def not_frozen(codec: Codec, variables: list[tf.Variable]) -> list[tf.Variable]:
-    """Those of the variables that the codec's own optimizer changes: not the discriminator's, nor of a frozen part."""
+    """Drops the variables that the codec's own optimizer must not change: the discriminator's, and a frozen part's."""
     if codec.discriminator is not None:
         others = {id(v) for v in codec.discriminator.trainable_weights}
         variables = [v for v in variables if id(v) not in others]
@@ -171,7 +171,7 @@ def _quantise_as_encoded(teacher: Codec, padded: tf.Tensor, controls: dict[str, 
 
 
 def warm_start(codec: Codec, before: Codec, widen: bool = False) -> Codec:
-    """Makes the training variables of a codec and gives those that `before` has, too, its values; returns the codec.
+    """Makes the training variables of a codec and copies those that `before` has, too; returns the codec.
 
     widen: variables may have more channels than those of `before`, whose values go to the first.
     """
@@ -183,7 +183,7 @@ def warm_start(codec: Codec, before: Codec, widen: bool = False) -> Codec:
 
 
 def load_matching(codec: Codec, trained: Mapping[str, tf.Variable], widen: bool = False) -> None:
-    """Gives the variables that are among these by name their values.
+    """Copies values into the codec's variables of the same names.
 
     widen: variables may have more channels than those given, whose values go to the first.
     """

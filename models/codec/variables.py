@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def variables_by_path(root) -> dict[str, tf.Variable]:
-    """All variables below an object that TensorFlow tracks, by path; without its optimizers and metrics."""
+    """Collects all variables below a tracked object by path, without its optimizers and metrics."""
     found, seen = {}, set()
 
     def visit(item, path):

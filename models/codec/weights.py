@@ -94,7 +94,7 @@ def annotate(path, **facts: str) -> None:
     write(path, tensors, {**metadata, **facts})
 
 
-#: Fields of a Config that files of earlier versions have, with the values at which nothing depends on them (None: any).
+#: Fields of a Config in files of earlier versions, with the values that change nothing (None: any value).
 _REMOVED = {"patch_widths": [0, 0], "patch_blocks": None}
 
 

@@ -1,1 +1,1 @@
-"""From latents to bytes: what a model talks to, probability tables, the coder, the container."""
+"""Turns latents into bytes: latent coders, probability tables, the rANS coder, the container."""

@@ -1,4 +1,4 @@
-"""What a codec's `transmit` talks to: one interface, whether latents are estimated, written or read.
+"""Latent coders, which a codec's `transmit` talks to: one interface to estimate, write or read latents.
 
 `transmit` hands each latent and its predicted distribution to a *latent coder* and gets back the decoded latent:
 
@@ -150,7 +150,7 @@ class _FloatCoder:
         return self._models.latent(latent, rows, loc=mean, training=self.training)[1]
 
     def _joined(self):
-        """Of each Gaussian latent its name, and all its values, rows and means, each [B, N]."""
+        """Yields each Gaussian latent's name and all its values, rows and means, each [B, N]."""
         for name, passes in self._gaussian.items():
             yield name, [tf.concat(parts, 1) for parts in zip(*passes)]
 

@@ -31,7 +31,7 @@ class StreamError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a decoder must know before it can read the payload.
+    """The header: what a decoder must know before it can read the payload.
 
     Attributes:
       model_id: format id of the model, 0..255.

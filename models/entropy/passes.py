@@ -22,7 +22,7 @@ from models.entropy.tables import NUM_LOGITS, NUM_SCALES
 from transforms import checkerboard
 from transforms.exact import Conv, EntropyNet, Fixed, Output, concat, spatially, zeros
 
-#: What an entropy network takes and gives: integers when coding, floats when training.
+#: Input and output of an entropy network: integers when coding, floats when training.
 Features = Union[Fixed, tf.Tensor]
 
 #: Latents per hyper-latent, along rows and along columns.

@@ -56,7 +56,7 @@ def _convert(image: Image.Image, profile_bytes: bytes) -> Image.Image:
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform moves no colour of a 16x16x16 grid by more than rounding does (one level)."""
+    """Tells whether a transform moves no colour of a 16x16x16 grid by more than rounding does (one level)."""
     level = np.arange(0, 256, 17, dtype=np.uint8)
     grid = np.stack(np.meshgrid(level, level, level), axis=-1).reshape(64, 64, 3)
     moved = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), transform))

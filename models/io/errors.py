@@ -9,10 +9,10 @@ class UserError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """What the system says of it, in lower case, without its number or the path."""
+    """Returns the system's message of an error, in lower case, without its number or the path."""
     return (getattr(error, "strerror", None) or one_line(error)).lower()
 
 
 def one_line(error: BaseException) -> str:
-    """The text of any exception on one line; its type's name where it has none."""
+    """Returns the text of any exception on one line; its type's name where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

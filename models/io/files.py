@@ -22,7 +22,7 @@ from models.io.errors import UserError, reason
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-#: What is appended to an input's name: of images that come out of files, and of files that images become.
+#: Appended to an input's name: for images that come out of files, and for files that images become.
 IMAGE_SUFFIX, STREAM_SUFFIX = ".png", ".tfci"
 
 

@@ -48,7 +48,7 @@ def _starts(*magics: bytes) -> Callable[[bytes], bool]:
 
 
 def _is_heic(prefix: bytes) -> bool:
-    """Of a family of formats that list their brands; AVIF, which Pillow reads, is of the same family."""
+    """Tells HEIC by the brands that it lists; AVIF, which Pillow reads, is of the same family."""
     if prefix[4:8] != b"ftyp":
         return False
     size = struct.unpack(">I", prefix[:4])[0]
@@ -146,7 +146,7 @@ def failure(error: Exception, path: str | os.PathLike, name: str | None = None) 
 
 
 def _pixel_type(name: str | None, key: object = None) -> str:
-    """What is asked of a table of Pillow's that does not have it; of TIFF, in words."""
+    """Names a pixel type that a table of Pillow's does not have; of TIFF, in words."""
     if name == "TIFF" and isinstance(key, tuple) and len(key) == 6:
         _, _, sample_formats, _, bits, _ = key
         kinds = {1: "integers", 2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
@@ -192,7 +192,7 @@ def _candidates(prefix: bytes) -> dict[str, bool | str]:
 
 
 def _explained(file: BinaryIO, prefix: bytes, path: str | os.PathLike) -> UserError:
-    """What to say of a file that Pillow cannot identify: of the format that it seems to have, why that fails."""
+    """Makes the error for a file that Pillow cannot identify: why reading the format that it seems to have fails."""
     for name, answer in _candidates(prefix).items():
         if isinstance(answer, str):
             return UserError(f"{path}: {name} images are not supported here ({answer})")

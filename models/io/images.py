@@ -19,8 +19,8 @@ from models.io import colour, formats
 from models.io.errors import UserError, one_line, reason
 from models.io.files import PathLike, atomic_write, open_input
 
-# What an image can be saved as: everything here keeps the pixels, but for JPEG, which the user then asked
-# for by name and gets nearly without loss.
+# Formats an image can be saved in. All keep the pixels but JPEG, which the user asks for by name and gets at a high
+# quality.
 WRITERS = {
     ".png": ("PNG", {}),
     ".bmp": ("BMP", {}),
@@ -124,7 +124,7 @@ def _to_8_bit(image: Image.Image, path: PathLike) -> Image.Image:
 
 
 def _fits_16_bits(image: Image.Image) -> bool:
-    """Whether 32-bit integer samples are 16-bit ones in a wide coat, as Pillow gives them for PGM files."""
+    """Tells whether 32-bit integer samples hold only 16-bit ones, as Pillow gives them for PGM files."""
     low, high = image.getextrema()
     return low >= 0 and high <= 65535
 

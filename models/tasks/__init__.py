@@ -1,1 +1,1 @@
-"""What reads latents or images besides a viewer: classifiers."""
+"""Classifiers, which read latents or images."""

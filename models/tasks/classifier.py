@@ -148,11 +148,11 @@ class Classifier(tf.keras.Model):
         return self.tail(self.front(images, training=training), training=training)
 
     def features(self, images) -> list[tf.Tensor]:
-        """What the front gives, as one layer for `transforms.losses.deep_features`."""
+        """Returns the output of the front, as one layer for `transforms.losses.deep_features`."""
         return [self.front(images)]
 
     def named_variables(self) -> dict[str, tf.Variable]:
-        """All variables by path, such as `tail/predictions/kernel`."""
+        """Returns all variables by path, such as `tail/predictions/kernel`."""
         return {
             f"{part}/{name}": variable
             for part, layer in (("front", self.front), ("tail", self.tail))

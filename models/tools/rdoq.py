@@ -23,9 +23,9 @@ from transforms import tiling
 #: some 2 GB a megapixel. Their halo is the reach of the synthesis; for an exact gradient it would be twice that. With
 #: much less the error beside the seams is that of padding, and files of high quality are 2 % worse.
 TILE = 1024
-#: Where a program makes no graphs of its own, so many iterations of a small image are worth a graph of their gradients,
-#: which take most of the time, and so many one of all that they do; for a large image always. On two cores the
-#: first takes 2 s to make and the second 6 s; an iteration then takes 0.9 and 0.45 s instead of 1.7 s (768x512).
+#: Iterations from which a graph pays, where the program makes none of its own: one of the gradients, which take most
+#: of the time, and one of the whole iteration. For large images both always pay. On two cores the first takes 2 s to
+#: make and the second 6 s; an iteration then takes 0.9 and 0.45 s instead of 1.7 s (768x512).
 GRADIENT_GRAPH_FROM, GRAPH_FROM = 3, 9
 #: The share of the move penalty in the first of many iterations, and by how much it grows per iteration at most.
 PENALTY_START, PENALTY_STEP = 0.6, 0.06
@@ -94,7 +94,7 @@ def optimise_symbols(
 
 
 class Graphs:
-    """What an iteration does, as graphs for images of any size, each made when it is first asked for."""
+    """Graphs of an iteration, for images of any size; each is made on first use."""
 
     def __init__(self, codec):
         self._codec = codec
@@ -124,7 +124,7 @@ def _momenta(iterations: int) -> np.ndarray:
 
 
 def better(latents: tf.Tensor, loss: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Of each image the latents of less loss, [B], and that: estimates of what moves bring can be wrong."""
+    """Keeps for each image the latents of less loss, and that loss, [B]: estimates of a move's gain can be wrong."""
     best = tf.ensure_shape(tf.where((loss < least)[:, None, None, None], latents, best), best.shape)
     return best, tf.ensure_shape(tf.minimum(loss, least), least.shape)
 
@@ -204,14 +204,14 @@ class _Passes(TableRate):
 
     def gaussian(self, name, latent, parameters):
         mean, rows = tf.split(parameters.value, 2, -1)
-        # What later passes predict from it is not its gradient's business.
+        # The gradient leaves out what later passes predict from it.
         decoded = tf.stop_gradient(super().gaussian(name, latent, parameters))
         self._tape.watch(decoded)
         self.passes.append((latent, decoded, tf.cast(tf.round(decoded - mean), tf.int32), tf.cast(rows, tf.int32)))
         return decoded
 
     def moves(self, latent: tf.Tensor, decoded: tf.Tensor, symbols: tf.Tensor, rows: tf.Tensor, gradient, penalty):
-        """By how much each latent of a pass moves: to the middle of the next symbol on either side, or not at all."""
+        """Computes how far each latent of a pass moves: to the middle of an adjacent symbol, or not at all."""
         cost = self.cost(symbols, rows, folded=True)
         best, move = tf.zeros_like(cost), tf.zeros_like(latent)
         for step in (-1, 1):

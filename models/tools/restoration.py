@@ -19,15 +19,15 @@ from models.entropy.coders import row_of_scale
 PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1))
 FEATURES = 3 * len(PAIRS) + 4
 COEFFICIENTS = 3 * FEATURES
-#: Of a coefficient as it is sent; that of the pixel itself is for a quarter of what it differs from mid-grey by.
+#: Step of a coefficient in a file. The feature of the pixel itself is a quarter of its difference from mid-grey.
 STEP = 1 / 256
 GREY, GREY_SCALE, CONSTANT = 128.0, 0.25, 4.0
-#: No coefficient is larger, in steps: those of tiny images could be anything.
+#: Largest coefficient, in steps: least squares on a tiny image could give any.
 LIMIT = 4096
-#: Gaussian rows of the tables: for whether there is a filter (0 or 1), and for its coefficients, which are some 50
-#: steps large. Where there is none they are of the first row, which is all but certain of 0.
+#: Gaussian rows of the tables: for the flag of a filter (0 or 1), and for its coefficients, of some 50 steps. Without
+#: a filter the coefficients are coded with the first row, in which a 0 costs next to nothing.
 SOME, NONE, WORTH = row_of_scale(0.5), 0, row_of_scale(50.0)
-#: Rows that are looked at together when a filter is fitted: the features of all of a large image are a lot.
+#: Rows of an image whose features are made together when a filter is fitted: those of all rows take a lot of memory.
 STRIP = 64
 
 

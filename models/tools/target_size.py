@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-#: Until two sizes are known: from the first position to the last they grow so many times. ELIC's do 6 times, SFT's 11.
+#: Assumed growth of sizes from the first position to the last, until two are known. ELIC's grow 6 times, SFT's 11.
 GROWTH = 7
 #: So many positions are found by lines. If that was not enough sizes are no such curve, and bisection is next.
 LINES = 4
 
 
 def largest_within(limit: int, count: int, size_of: Callable[[int], int]) -> int:
-    """Of positions 0 to `count` - 1 the last one whose size is not above `limit`; -1 if there is none.
+    """Finds the last of the positions 0 to `count` - 1 whose size is at most `limit`; -1 if there is none.
 
     Sizes rise with the position, nearly exponentially, so the next position to look at lies on a straight line of log
     size through two known ones (regula falsi). Where that is beside a known one and does not close in on the limit, the
     step from there is twice the last one; and bisection finds what is not found soon.
-    Where sizes do not rise all the time: a position that fits and whose next does not.
+    Where sizes do not always rise, the result is a position that fits and whose next does not.
 
     Args:
       limit: at least 1.

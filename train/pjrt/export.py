@@ -56,7 +56,7 @@ RUNNER = "pjrt_run.py"
 
 @contextlib.contextmanager
 def seeded_noise(step: tf.Tensor, seed: int = 0, scale: float = 1.0) -> Iterator[None]:
-    """Within, `tf.random.uniform` and `tf.random.normal` are functions of `step` and the number of the call.
+    """Makes `tf.random.uniform` and `tf.random.normal` functions of `step` and the number of the call.
 
     The same numbers come on every device, under TensorFlow as under XLA, and go on after a resume. TFC's
     entropy models, which draw the training noise, offer no other way in.
@@ -325,7 +325,7 @@ def _check_inputs(module, batch_shape: tuple[int, ...], inputs: list[dict]) -> N
 
 
 def read_state(directory: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
-    """What `train/pjrt/run.py` has left: state.json, and the trained weights (float16) by name.
+    """Reads what `train/pjrt/run.py` wrote: state.json, and the trained weights (float16) by name.
 
     Args:
       directory: that of the run or of a state; of the latter, state.json and weights-*.npz are enough.
@@ -413,7 +413,7 @@ def train(entry: registry.Entry, build: Callable[[], Codec], options: FitOptions
         tf.config.set_visible_devices([], "GPU")
     pjrt_options.warn_of_idle(options, args)
     if args.import_state:
-        # What the run trained on is not known here, unless somebody says what it did not train on.
+        # The images that the run trained on are not known here, unless the user names those that it did not train on.
         kind = "validation" if options.validation_glob else "training"
         return _import(args.import_state, entry, options, open_data(options), kind)
     if args.export_only:
@@ -505,7 +505,7 @@ def _run(directory: str, images: str, options: FitOptions, args, resume: bool) -
         command += ["--seed", str(options.seed)]
     if resume:
         command += ["--resume"]
-    # Modules of this interpreter are none of the other's.
+    # The other interpreter must not see this one's modules.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     try:
         # In a session of its own a Ctrl-C comes to us alone, and to it once.

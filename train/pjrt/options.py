@@ -60,7 +60,7 @@ def add_pjrt_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def uses_pjrt(args: argparse.Namespace) -> bool:
-    """Whether the flags ask for training outside TensorFlow, or a part of it.
+    """Tells whether the flags ask for training outside TensorFlow, or a part of it.
 
     Raises:
       UserError: they contradict each other.

@@ -49,7 +49,7 @@ JAX_VERSIONS = "0.10.2 to 0.11.2"
 # The device has no more work ahead than this: a clock, a signal or a loss that diverged may have to wait.
 SECONDS_AHEAD = 1.0
 STEPS_AHEAD = 64
-# Batches that wait, ready, for the device: so many, or fewer where they are large.
+# Most batches that wait, ready, for the device; fewer where they are large.
 BATCHES_AHEAD, BYTES_AHEAD = 32, 256e6
 PART_BYTES = 15e6
 DISK_BYTES_PER_SECOND = 50e6
@@ -158,7 +158,7 @@ def expand(patterns: str) -> list[str]:
 
 
 def load_images(paths: list[str], side: int, threads: int) -> list[np.ndarray]:
-    """All images as uint8 [H, W, 3]; those that are broken or smaller than `side` are skipped and counted.
+    """Loads images as uint8 [H, W, 3]; those that are broken or smaller than `side` are skipped and counted.
 
     Raises:
       Failure: none is left.
@@ -301,7 +301,7 @@ class Step:
             raise Failure(f"{self.folder}: step.hlo cannot be read: {error.strerror}") from error
 
     def start(self) -> dict[str, np.ndarray]:
-        """What every input begins with, by name."""
+        """Reads the initial value of every input, by name."""
         files: dict[str, dict[str, np.ndarray]] = {}
         values = {}
         for entry in self.meta["inputs"]:
@@ -343,7 +343,7 @@ class Training:
         return outputs[: len(self._step.metrics)]
 
     def values(self) -> dict[str, np.ndarray]:
-        """All variables that are state, by name."""
+        """Fetches all variables that are state, by name."""
         names = [name for name in self._step.variables if name in self._numbers]
         fetched = self._device.get([self._inputs[self._numbers[name]] for name in names])
         return {
@@ -369,7 +369,7 @@ class Checkpoints:
         return max(found, default=None)
 
     def describe(self) -> str:
-        """For messages."""
+        """Says where the last good state is, for messages."""
         return f"the last good state is {self.newest()}" if self.newest() else "no state was saved before"
 
     def read(self, step: Step) -> tuple[dict, dict[str, np.ndarray]]:
@@ -450,7 +450,7 @@ def to_float16(value: np.ndarray) -> np.ndarray:
 
 
 def split(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """In order, in parts of at most `PART_BYTES` (or a single array)."""
+    """Splits arrays, in order, into parts of at most `PART_BYTES` (or a single array)."""
     parts: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, value in arrays.items():
@@ -468,7 +468,7 @@ def split(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 
 class Schedule:
-    """How far the run is, by steps or by the clock, whichever is further; and the learning rate there.
+    """Progress of the run, by steps or by the clock, whichever is further; and the learning rate there.
 
     Args:
       args: steps and minutes (in all, those before a resume included), rate, end_rate, decay_from, decay,
@@ -496,7 +496,7 @@ class Schedule:
         return done
 
     def rate(self, progress: float, step: int) -> float:
-        """Of a step: risen over the warm-up, constant up to `decay_from`, then along half a cosine, or at once, down.
+        """Returns the learning rate of a step: warm-up, constant up to `decay_from`, then half a cosine or a drop.
 
         step: those done before it.
         """

@@ -1,4 +1,4 @@
-"""How far two images are apart in the eyes of a network that was trained to classify: two losses.
+"""Two losses on the activations of a network that was trained to classify.
 
 `loss` is that of Johnson, Alahi, Fei-Fei: "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV
 2016: one layer, relative to what the layer gives. `distance` is that of Zhang, Isola, Efros, Shechtman, Wang: "The
@@ -74,7 +74,7 @@ def loss(features: Features, images: tf.Tensor, reconstruction: tf.Tensor) -> tf
 
 
 def distance(features: Features, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Of images float32 [B, H, W, 3] in 0..255 -> [B], 0 for equal images.
+    """Measures the distance, [B], of images float32 [B, H, W, 3] in 0..255: 0 for equal ones.
 
     At each position of each layer the activations are scaled to length 1; squared differences are summed over channels,
     averaged over positions, and summed over layers.

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 #: Five scales, halved four times, with an 11-pixel window on the smallest: (11 - 1) * 2**4 + 1 pixels.
 MIN_SIDE = 161
-#: Of the five scales, and the constants of SSIM for 0..255.
+#: Exponents of the five scales, and the constants of SSIM for 0..255.
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 

@@ -61,7 +61,7 @@ def _cross_entropy(logits: tf.Tensor, real: bool) -> tf.Tensor:
 
 
 def generator_loss(judge, fakes: tf.Tensor) -> tf.Tensor:
-    """What it costs the generator that `judge` knows its images [B, H, W, 3] for fakes: nats a patch, a scalar."""
+    """Loss of a generator whose images [B, H, W, 3] `judge` takes for fakes: nats a patch, a scalar."""
     return _cross_entropy(judge(fakes), real=True)
 
 
@@ -86,6 +86,6 @@ def gradient_penalty(judge, photographs: tf.Tensor, fakes: tf.Tensor) -> tf.Tens
         tape.watch(between)
         verdict = tf.reduce_sum(judge(between))
     slope = tape.gradient(verdict, between)
-    # The root of zero has no slope: at the start some images may have none.
+    # The square root has no gradient at zero, and at the start the gradients of some images may be zero.
     norm = tf.sqrt(tf.reduce_sum(tf.square(slope), [1, 2, 3]) + 1e-12)
     return tf.reduce_mean(tf.math.squared_difference(norm, 1.0))

@@ -1,4 +1,4 @@
-"""What ELC puts behind the latents: the feature transform for the machine, the enhanced decoder for people.
+"""ELC's networks behind the latents: the feature transform for the machine, the enhanced decoder for people.
 
 Sha et al.: "Extremely Low Bitrate Image Compression with Decoder-Side Enhancement for Human and Machine". The
 residual-in-residual dense blocks (RRDB) are those of Wang et al., "ESRGAN", ECCV Workshops 2018, arXiv 1809.00219.
@@ -18,7 +18,7 @@ from transforms.resample import Upsample
 Layer = tf.keras.layers.Layer
 Conv2D = tf.keras.layers.Conv2D
 
-#: What a dense block, and three of them, add to their input is scaled by this (ESRGAN).
+#: Scale of what a dense block, and a group of three, add to their input (ESRGAN).
 RESIDUAL_SCALE = 0.2
 DENSE_CONVS, DENSE_BLOCKS = 5, 3
 

@@ -19,7 +19,7 @@ def _reflect(x: tf.Tensor) -> tf.Tensor:
 
 
 class ConditionalDiscriminator(Layer):
-    """How real each part of an image is, given its latents: 0 (decoded) to 1 (a photograph).
+    """Judges how real each part of an image is, given its latents: 0 (decoded) to 1 (a photograph).
 
     Images [B, H, W, 3] (about -1/2..1/2) and latents [B, H / 16, W / 16, C] -> float32 [B, H / 16, W / 16, 1]; both
     sides of the latents at least 2. float32 under any precision policy.

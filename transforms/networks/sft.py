@@ -88,7 +88,7 @@ class SFT(Layer):
         self.scale = scale
         size = sizes.kernel_size
         self.hidden = _conv(sizes.hidden, size, "relu", name="hidden")
-        # Near the identity at first: a stack of a dozen random modulations is a long way from a codec.
+        # Near the identity at first: with a dozen random modulations training would start far from a codec.
         self.gamma_beta = _conv(2 * channels, size, gain=0.1, name="gamma_beta")
 
     def build(self, input_shape):

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from transforms.chain import Chain
 
-#: Correlation of pixels at a distance of 1 and that of red, green and blue of a pixel: of photographs, roughly.
+#: Correlations in photographs, roughly: of pixels at a distance of 1, and of red, green and blue of a pixel.
 PIXEL_CORRELATION = 0.99
 COLOUR_CORRELATION = 0.93
 
@@ -90,7 +90,7 @@ def principal_components(widths: Sequence[int]) -> list[Stage]:
 
 
 def covariance(side: int, correlation: float = PIXEL_CORRELATION) -> np.ndarray:
-    """Of the values of a square block [side, side, 3] of photographs, roughly: float64 [3 side², 3 side²].
+    """Models the covariance of a square block [side, side, 3] of photographs: float64 [3 side², 3 side²].
 
     correlation: of pixels at a distance of 1.
     """

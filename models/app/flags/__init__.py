@@ -1,4 +1,4 @@
-"""What the models add to the command line that all share: `of(name)` gives the `Flags` of a model.
+"""Flags that single models add to the command line that all share: `of(name)` returns the `Flags` of a model.
 
 The zoo's models have a module each here; a model outside the zoo may give a `flags` to its codec class.
 No module imports TensorFlow before it builds or runs a codec.

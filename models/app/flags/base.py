@@ -106,7 +106,7 @@ class Flags:
         )
 
     def compress_controls(self, codec: Codec, args, image: np.ndarray) -> dict:
-        """What the flags of `compress` mean for an image, uint8 [H, W, 3]: controls of `Codec.compress`."""
+        """Turns the flags of `compress` into the controls of `Codec.compress`, for an image uint8 [H, W, 3]."""
         return {} if getattr(args, "quality", None) is None else {"quality": args.quality}
 
     def after_compress(self, codec: Codec, args, image: np.ndarray, data: bytes) -> None:

@@ -111,7 +111,7 @@ class ElcFlags(base.Flags):
         return codec
 
     def add_compress_flags(self, parser, rate) -> None:
-        """None: its files are of one rate."""
+        """Adds no flags: weights of ELC have one rate."""
 
     def compress_controls(self, codec, args, image) -> dict:
         return {}

@@ -73,7 +73,7 @@ class SaeSpnFlags(base.Flags):
         return training.warm_start(codec, before) if before else codec
 
     def add_compress_flags(self, parser, rate) -> None:
-        """None: its files are of one rate."""
+        """Adds no flags: weights of SAE-SPN have one rate."""
 
     def compress_controls(self, codec, args, image) -> dict:
         return {}

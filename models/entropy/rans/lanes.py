@@ -15,8 +15,9 @@ from models.entropy.rans.ops import CPU, counts_of, length_of, ranks_of, shl, sh
 MAX_LOG2_LANES = 9
 STATE_MIN = 1 << 16
 UNROLL = 4  # rows per loop iteration: the loop's own overhead is worth about 5 kernels; 8 gains nothing more
-#: Of a stream of less than 512 lanes. Encoders take more lanes if need be: a nearly empty, huge image must not take
-#: seconds. Decoders hold them to it: a few bytes that claim one lane for millions of symbols would take minutes.
+#: Most rows of a stream of less than 512 lanes. Encoders take more lanes if need be: a nearly empty, huge image must
+#: not take seconds. Decoders refuse more rows: a few bytes that claim one lane for millions of symbols would take
+#: minutes.
 MAX_ROWS = 1 << 14
 
 

@@ -14,7 +14,7 @@ COST_ONE_BIT = 1 << 16  # code lengths are in fixed point: the choice of lanes m
 
 
 class EncoderTables(NamedTuple):
-    """What the encoder looks up, see `_encoder_arrays` and `_decoder_arrays`."""
+    """Lookup tables of the encoder, see `_encoder_arrays` and `_decoder_arrays`."""
 
     entries: tf.Tensor
     row_info: tf.Tensor
@@ -23,7 +23,7 @@ class EncoderTables(NamedTuple):
 
 
 class DecoderTables(NamedTuple):
-    """What the decoder looks up, see `_decoder_arrays`."""
+    """Lookup tables of the decoder, see `_decoder_arrays`."""
 
     slots: tf.Tensor
     slot_entries: tf.Tensor
@@ -82,7 +82,7 @@ def _decoder_arrays(bank: CdfBank) -> dict[str, np.ndarray]:
 
 
 def _encoder_arrays(bank: CdfBank) -> dict[str, np.ndarray]:
-    """What the encoder looks up.
+    """Makes the lookup tables of the encoder.
 
     Per entry: cost << 32 | (total - frequency) << 16 | cumulative frequency. Per row: first entry,
     length, offset, and the entry that is coded in place of an exception.

@@ -1,4 +1,4 @@
-"""What both sides know of a stream: the words around the states, and what is carried from pass to pass.
+"""Stream layout that encoder and decoder share: the words around the states, and what passes hand on.
 
 The format is `res/doc/bitstream.md`.
 """
@@ -45,7 +45,9 @@ whole [B]              the stream is not cut off
 
 
 class EncodedPass(NamedTuple):
-    """What the encoder keeps of a pass. int64; K coded symbols, S non-zero ones of folded rows, X exceptions.
+    """An encoded pass, kept until the stream is written.
+
+    int64; K coded symbols, S non-zero ones of folded rows, X exceptions.
 
     Attributes:
       coded: see `Coded`.
