@@ -260,7 +260,7 @@ class ELIC(Codec):
         quality: int32 [B], in steps of 1/32 level from 0 at `--quality 1`, for weights of several λ (see
           transforms/gain.py).
         groups: when decoding, stop after this many groups; the others stay at their predicted means. UserError if there
-          are not so many.
+          are fewer groups.
         """
         count = len(self.config.groups)
         if groups is not None and not 0 <= groups <= count:

@@ -113,7 +113,7 @@ PRESETS = {
 
 
 def parse_loss_weights(text: str) -> dict[str, float]:
-    """`mse=10,adversarial=0.1` -> all of `LOSS_WEIGHTS`, those changed. UserError if it is none."""
+    """`mse=10,adversarial=0.1` -> all of `LOSS_WEIGHTS`, those changed. UserError if it is not valid."""
     weights = dict(LOSS_WEIGHTS)
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -165,7 +165,7 @@ class SAESPN(Codec):
     Args:
       config: the architecture.
       variant: "sae_spn", "sae" or "swwae", as the head of this file says.
-      stage: 1 trains the autoencoder; 2 goes on with the discriminator. Weights of both stages compress.
+      stage: 1 trains the autoencoder; 2 adds the discriminator. Weights of both stages compress.
       loss_weights: of the parts of the loss; those of `LOSS_WEIGHTS` by default.
       perceptual_features: as of `transforms.losses.deep_features.vgg16`; without them there is no perceptual loss.
 

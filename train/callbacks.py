@@ -169,7 +169,7 @@ class TimeBudget(tf.keras.callbacks.Callback):
         self._options, self._path, self._resumed = options, path, resumed
 
     def on_train_begin(self, logs=None) -> None:
-        """Starts the clock, or goes on with it."""
+        """Starts the clock, or continues it."""
         del logs
         spent = 0.0
         if self._resumed:

@@ -5,7 +5,7 @@
     python -m train.classifier -o imagenet.safetensors --init imagenet             takes it as it is, 1000 classes
     python -m train.classifier flowers -o b.safetensors --init a.safetensors       goes on from one of its own
 
-What it writes is what `models/elc.py train --stage classification --classifier FILE` reads. DIR is a folder of classes
+`models/elc.py train --stage classification --classifier FILE` reads the file that it writes. DIR is a folder of classes
 or the name of a TensorFlow Datasets data set: see `train/labelled.py`.
 """
 

@@ -24,6 +24,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +38,9 @@ from train.data import Source, images_of, open_data, training_dataset, validatio
 from train.devices import data_seed, is_chief, make_strategy, precision, several_workers, worker_index
 from train.optimizer import make_optimizer
 from train.options import FitOptions
+
+if TYPE_CHECKING:
+    from models.codec import Codec
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ class Trained:
       final: file of the weights after the last step.
     """
 
-    codec: tf.keras.Model
+    codec: Codec
     history: dict[str, list[float]]
     best: str
     final: str
@@ -87,7 +91,7 @@ def user_errors() -> Iterator[None]:
 
 
 @user_errors()
-def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
+def fit(build: Callable[[], Codec], options: FitOptions) -> Trained:
     """Trains a codec from the beginning, or from where an earlier run stopped.
 
     Call it before anything else has run a TensorFlow operation: MultiWorkerMirroredStrategy can only be made then.
@@ -168,7 +172,7 @@ def fit(build: Callable[[], tf.keras.Model], options: FitOptions) -> Trained:
     return Trained(codec, history.history, run.path(BEST), run.path(FINAL))
 
 
-def _make_variables(codec: tf.keras.Model, patchsize: int) -> None:
+def _make_variables(codec: Codec, patchsize: int) -> None:
     """Makes all variables of a codec now: what a checkpoint holds, and what an optimizer keeps, must exist.
 
     With `training=True`, since a codec makes its trainable densities only when it is trained.
@@ -239,15 +243,15 @@ class Run:
             self._compare(f"--{name}", before.get(name), getattr(self.options, name))
         self._codec_before = before.get("codec", {})
 
-    def check_codec(self, codec: tf.keras.Model, chief: bool) -> None:
+    def check_codec(self, codec: Codec, chief: bool) -> None:
         """Refuses a codec other than the one that the run was begun with, before anything is restored.
 
         Args:
           codec: a `models.codec.Codec`; its variables need not exist.
-          chief: whether to note what it is, with the options.
+          chief: whether to write its description to options.json.
 
         Raises:
-          UserError: it is another one. A run that has no note of its codec goes on with any.
+          UserError: it is another one. A run without such a description continues with any codec.
         """
         now = identity(codec)
         for name, value in now.items():
@@ -301,7 +305,7 @@ class Run:
             callbacks.append(progress.Progress(self.options, self.start_step))
         return [*callbacks, backup]
 
-    def finish(self, codec: tf.keras.Model, calibration: np.ndarray, strategy: tf.distribute.Strategy) -> None:
+    def finish(self, codec: Codec, calibration: np.ndarray, strategy: tf.distribute.Strategy) -> None:
         """Writes the two weights files, and leaves the best weights in the codec."""
         chief = is_chief(strategy)
         with strategy.scope():
@@ -315,12 +319,12 @@ class Run:
             codec.load_weights(best).expect_partial()
             self._save(codec, BEST, calibration, chief)
 
-    def _save(self, codec: tf.keras.Model, name: str, calibration: np.ndarray, chief: bool) -> None:
+    def _save(self, codec: Codec, name: str, calibration: np.ndarray, chief: bool) -> None:
         codec.calibrate(calibration)
         if chief:
             codec.save(self.path(name), metadata=self._metadata(codec))
 
-    def _metadata(self, codec: tf.keras.Model) -> dict[str, str]:
+    def _metadata(self, codec: Codec) -> dict[str, str]:
         """Collects how the weights were trained, for the header of the weights file: numbers, but no paths."""
         sizes, rates = ("batchsize", "patchsize"), ("learning_rate", "schedule", "drop_share", "warmup_steps")
         names = (*sizes, "optimizer", *rates, "clipnorm", "ema", "mixed_precision", "seed")
@@ -334,7 +338,7 @@ def resume_mismatch(path: str, name: str, before, now) -> UserError:
     return UserError(f"{path}: was begun with {name} {before!s:.200}, and cannot resume with {now!s:.200}")
 
 
-def identity(codec: tf.keras.Model) -> dict[str, str]:
+def identity(codec: Codec) -> dict[str, str]:
     """Describes a `models.codec.Codec` without its weights: {setting: value}, the most telling first.
 
     It is compared on --resume, and the first mismatch names the cause.

@@ -148,7 +148,7 @@ def open_labelled(name: str, patchsize: int) -> tuple[LabelledImages, LabelledIm
 def open_test(name: str, patchsize: int) -> tuple[LabelledImages, str]:
     """The images to measure on, and what they are called: "test" where there is such a folder or split.
 
-    Where there is none those to validate on, which somebody has chosen weights by.
+    Without one, the validation images, by which weights may have been chosen.
 
     Raises:
       UserError: as of `open_labelled`.

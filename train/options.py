@@ -42,7 +42,7 @@ class FitOptions:
       patchsize: side of the square patches, in pixels.
       crops_per_image: patches cut from an image each time it is decoded; they go to successive batches.
         More than one saves decoding time where images are large and do not fit in `cache_gb`.
-      cache_gb: decoded images stay in memory if all of them together are at most so many GiB.
+      cache_gb: decoded images stay in memory if they take at most this many GiB together.
       epochs: number of epochs; validation, checkpoints and logs come at the end of each.
       steps_per_epoch: training steps in an epoch.
       minutes: train for so long instead of `epochs`; the learning rate falls with the time.
@@ -53,7 +53,7 @@ class FitOptions:
       schedule: `drop` (constant, then a tenth for the last `drop_share` of the steps) or `cosine` (down to 0
         along a half cosine).
       drop_share: the last part of the training that `drop` runs at a tenth of the rate, 0..1.
-      warmup_steps: so many steps at the beginning rise to that rate; 0 begins with it.
+      warmup_steps: the rate rises over this many steps at the beginning; 0 starts at the full rate.
       clipnorm: the gradients' global norm is clipped to this; 0 does not clip.
       ema: momentum of an exponential moving average of the weights, which is then what is validated and
         saved; 0 does not average. 0.999 averages over about the last thousand steps.

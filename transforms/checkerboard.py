@@ -82,7 +82,7 @@ def from_anchors(anchors: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
 
     Args:
       anchors: [B, H, W / 2, C_in].
-      taps: [12, C_in, C_out], in the order of `TAPS`. There is no variable behind a masked tap.
+      taps: [12, C_in, C_out], in the order of `TAPS`. Masked taps have no variables.
 
     Returns:
       [B, H, W / 2, C_out]: what a 5x5 convolution ("same", zeros outside) of the full-width image, zero at the

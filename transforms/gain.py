@@ -33,7 +33,7 @@ class GainUnit(tf.keras.layers.Layer):
 
     Args:
       channels: of the latents.
-      initial: natural logarithms of the gains to begin with, one per level.
+      initial: natural logarithms of the initial gains, one per level.
     """
 
     def __init__(self, channels: int, initial: np.ndarray, name: str | None = None):

@@ -3,7 +3,7 @@
 Convolutions are local: what a pixel becomes depends on those within the receptive field. So an image can be worked
 through in tiles, each with a margin (its halo) as wide as the receptive field reaches, and the memory that a transform
 needs is that of one tile. At the edges of the image a tile ends where the image does, and is padded by the network
-as ever. What comes out is what the whole image gives, but for the order in which floats are added.
+as ever. The result is that of the whole image, except for the order in which floats are added.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def in_tiles(
         image is.
       cells: pixels that the side of a cell of each input has.
       output_cells: the same of each output, in the order of tf.nest, without those that are None.
-      unit: tiles begin at multiples of so many pixels.
+      unit: tiles begin at multiples of this many pixels.
       reach: width of the halo, in pixels.
       tile: side of a tile, in pixels; rounded up to the unit. None: `TILE` for what has more than `LARGE` pixels, all
         at once below. The halo comes on top.

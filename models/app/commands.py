@@ -372,7 +372,7 @@ def export(model: str, args: argparse.Namespace) -> int:
 
 
 def train(model: str, args: argparse.Namespace) -> int:
-    """Trains, and says how to use what it has trained."""
+    """Trains a model, and prints how to use the weights."""
     from train.options import fit_options
     from train.pjrt import options as pjrt_options
 

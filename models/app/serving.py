@@ -10,9 +10,9 @@ and what a model tells of latents besides (`Codec.latent_outputs`), such as ELC'
 
     classify           bitstream_bytes string [B], of images of one size   -> probabilities float32 [B, K]
 
-The strings are the files of the command line, and either reads the other's. Inputs and outputs whose names end in
-`_bytes` are what the REST interface takes and gives as base64. Whatever is wrong with a request is INVALID_ARGUMENT
-with a text that says what, before anything is allocated for what it claims.
+The strings are the files of the command line, and either reads the other's. The REST interface takes and gives inputs
+and outputs whose names end in `_bytes` as base64. A bad request gets INVALID_ARGUMENT and a text that says what is
+wrong, before memory is allocated for what it claims.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
 
     Args:
       codec: ready to code.
-      max_pixels: larger images are refused, and batches that have more in all. What counts is what the networks work
-        on, images padded to the codec's stride: an image of one row takes the memory of many.
+      max_pixels: larger images are refused, and batches that have more in all. Sizes count after padding to the codec's
+        stride, as the networks see images: an image of one row takes the memory of many.
       options: of the encoder; its tiles are the decoder's, too.
     """
     images = tf.TensorSpec([None, None, None, 3], tf.uint8, "image")

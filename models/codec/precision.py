@@ -27,7 +27,7 @@ def resolve(name: str) -> str:
     variable `ZOO_PRECISION` overrules that.
 
     Raises:
-      UserError: it, or what the variable says, is none of `PRECISIONS`.
+      UserError: it, or what the variable says, is not one of `PRECISIONS`.
     """
     if name not in PRECISIONS:
         raise UserError(f"no precision is called {name!r}; there are: {', '.join(PRECISIONS)}")

@@ -44,7 +44,7 @@ def paint(size: tuple[int, int], quality: float, regions: Sequence[Region]) -> n
 
 
 def read_map(path) -> np.ndarray:
-    """An image file as a map, uint8 [H, W]; colours count by their luma. UserError if it is no image."""
+    """An image file as a map, uint8 [H, W]; colours count by their luma. UserError if it cannot be read as an image."""
     return np.asarray(Image.fromarray(read_image(path)).convert("L"))
 
 

@@ -1,8 +1,8 @@
 """Rate control: what a sender can ask of a codec besides the image, and how a file says it.
 
-A wish arrives as an argument of Python's, as an input of a served request, or as the control bytes of a file. An object
-of this module, `Codec.rate_control`, turns each into the same thing: the tensors, by name, that `Codec.transmit` takes.
-SFT's, a map over the image, is in `models/codec/quality_map.py`.
+A quality, say, arrives as an argument in Python, as an input of a served request, or as control bytes of a file. An
+object of this module, `Codec.rate_control`, turns each into the same thing: the tensors, by name, that `Codec.transmit`
+takes. SFT's, a map over the image, is in `models/codec/quality_map.py`.
 """
 
 from __future__ import annotations

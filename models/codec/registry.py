@@ -156,7 +156,9 @@ def register(
         if name in MODEL_IDS.values():
             card = CARDS[name]
             if model_id not in (None, card.model_id) or list(presets) != list(card.presets):
-                raise ValueError(f"{name}: id or presets are not those of its card in models/codec/registry.py")
+                raise ValueError(
+                    f"{name}: id, presets or their order are not those of its card in models/codec/registry.py"
+                )
         else:
             card = _card_of(name, model_id, codec, presets, progressive)
         codec.entry = Entry(card, codec, config, presets)

@@ -60,12 +60,12 @@ def write(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], 
 
 
 def read_metadata(path) -> dict[str, str]:
-    """The header of a weights file. UserError if it is none of ours."""
+    """The header of a weights file. UserError if it is not of this zoo."""
     return _open(path, lambda file: dict(file.metadata() or {}))
 
 
 def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a weights file. UserError if it is missing, damaged, or none of ours."""
+    """Tensors and metadata of a weights file. UserError if it is missing, damaged, or not of this zoo."""
     return _open(path, _content)
 
 
@@ -157,7 +157,7 @@ def ladder(model: str) -> list[Path]:
 
 
 def find(model: str, weights_id: bytes) -> Path:
-    """The shipped weights that wrote a file. StreamError if it is none of them."""
+    """The shipped weights that wrote a file. StreamError if it names none of these."""
     for path in shipped(model):
         if read_metadata(path).get("weights_id") == weights_id.hex():
             return path

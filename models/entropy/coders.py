@@ -192,8 +192,8 @@ class SoftRate(_FloatCoder):
     Straight-through gradients drive a latent to the threshold between two integers: on either side the error of the
     image pulls it to the other, and where it ends is chance. Rounded softly (Agustsson & Theis, "Universally
     Quantized Neural Compression", NeurIPS 2020) it settles where the loss is least, and sharper and sharper ones settle
-    at integers. The slope of bits is what they rise by from half a step below to half a step above, which is the mean
-    of their gradient under uniform noise.
+    at integers. The gradient of the bits is their difference from half a step below to half a step above, which is the
+    mean of their gradient under uniform noise.
 
     sharpness: float [] above 0, the α of soft rounding. 6 is for encoders that learn: with 3 they came to send
       fractions, which no file holds.

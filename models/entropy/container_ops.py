@@ -1,7 +1,7 @@
 """`container.py` in TensorFlow ops, for batches inside a graph: headers written and read where no Python runs.
 
-The same bytes, the same refusals. Strings that are no streams of the model raise InvalidArgumentError before anything
-is allocated for what they claim.
+The same bytes, the same refusals. Strings that are not streams of the model raise InvalidArgumentError before memory is
+allocated for what they claim.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Streams(NamedTuple):
 
 
 def headers(model_id: int, weights_id: bytes, height: tf.Tensor, width: tf.Tensor, controls: tf.Tensor) -> tf.Tensor:
-    """`container.header_bytes` for images of one size.
+    """Does what `container.header_bytes` does, for images of one size.
 
     Args:
       height, width: int scalars.
@@ -52,14 +52,14 @@ def headers(model_id: int, weights_id: bytes, height: tf.Tensor, width: tf.Tenso
 
 
 def pack(headers: tf.Tensor, payloads: tf.Tensor, fingerprints: tf.Tensor) -> tf.Tensor:
-    """`container.pack`: string [B] of string [B], string [B] and uint32 [B]."""
+    """Does what `container.pack` does: string [B] from string [B], string [B] and uint32 [B]."""
     with tf.device(CPU):
         ends = tf.cast(tf.bitcast(fingerprints, tf.uint8), tf.int32)
         return tf.strings.join([headers, payloads, _to_string(ends)])
 
 
 def unpack(streams: tf.Tensor, model_id: int, weights_id: bytes, control_bytes: int) -> Streams:
-    """`container.unpack` of string [B], all of this model and these weights, with so many control bytes.
+    """Does what `container.unpack` does for string [B], all of one model and weights, with `control_bytes` each.
 
     Raises:
       tf.errors.InvalidArgumentError: one is not.

@@ -179,7 +179,7 @@ class CdfBank:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> CdfBank:
-        """Inverse of `tensors`. Raises ValueError if an array is missing or they are no valid bank."""
+        """Inverse of `tensors`. Raises ValueError if an array is missing or the bank is not valid."""
         missing = [name for name in (*_DTYPES, "precision") if name not in tensors]
         if missing:
             raise ValueError(f"CDF bank: {', '.join(missing)} missing")

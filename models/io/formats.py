@@ -118,7 +118,7 @@ def open_image(file: BinaryIO, path: str | os.PathLike) -> Image.Image:
 
 
 def failure(error: Exception, path: str | os.PathLike, name: str | None = None) -> UserError:
-    """Returns what to say of an error that Pillow has met in an image file.
+    """Makes the error for a failure of Pillow's in an image file.
 
     Pillow meets damaged data with whatever comes to hand: OSError, SyntaxError, struct.error, EOFError, IndexError, ...
     What it lacks it says in words, or with the KeyError of a table of pixel modes.

@@ -36,8 +36,8 @@ class _Unfailing(io.FileIO):
 def prepare() -> None:
     """Prepares the process of a command line, once and before anything is printed.
 
-    Messages that standard output or error cannot take are dropped, and no work stops for them. Names that are no text
-    are printed with escapes. Ctrl-C ends the process with one line and exit code 130.
+    Messages that standard output or error cannot take are dropped, and no work stops for them. Names that are not valid
+    text are printed with escapes. Ctrl-C ends the process with one line and exit code 130.
     """
     _hold_standard_descriptors()
     for name, number in (("stdout", 1), ("stderr", 2)):

@@ -6,7 +6,7 @@ filter); here it is one for the image, of 3x3 pixels and all three colours, by l
 
 A restored pixel is the decoded one plus, in each colour, the weighted sum of `FEATURES` numbers: of the four pairs of
 opposite neighbours what their sums differ from twice the pixel by, the pixel itself, and a constant. Beyond its edges
-an image goes on with the pixels there.
+an image repeats its edge pixels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _features(padded: tf.Tensor) -> tf.Tensor:
 
 
 def fit(images: tf.Tensor, decoded: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The coefficients of the best filter for each image, and what it is good for.
+    """Fits the best filter to each image. Returns its coefficients and the reduction of squared error.
 
     Args:
       images: originals, [B, H, W, 3] in 0..255.

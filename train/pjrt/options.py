@@ -82,7 +82,7 @@ def pjrt_fit_options(args: argparse.Namespace) -> FitOptions:
     """The settings among parsed flags; an export reads no images, and needs none.
 
     Raises:
-      UserError: as of `FitOptions`, or a setting is none that this runtime has.
+      UserError: as of `FitOptions`, or this runtime does not have a setting.
     """
     if args.labelled:
         raise UserError("--labelled: --runtime pjrt reads image files: name them with --train_glob")

@@ -74,7 +74,7 @@ class Device:
     `JAX_VERSIONS` are those that have them in this form.
 
     Raises:
-      Failure: there is no JAX, or none of these versions, or it finds no device.
+      Failure: JAX is missing, of another version, or finds no device.
     """
 
     def __init__(self):
@@ -207,7 +207,7 @@ def random_batch(images: list[np.ndarray], shape: tuple[int, ...], seed: int, st
 
 
 def stored_batches(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 [N, B, P, P, 3] of a .npy file, not read yet. Failure if it is no such thing."""
+    """uint8 [N, B, P, P, 3] of a .npy file, not read yet. Failure if it is not valid."""
     try:
         batches = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
@@ -669,7 +669,7 @@ class Run:
 
 
 def limits(args: argparse.Namespace) -> dict:
-    """When the run is over; in the state of one that is, what it was over for.
+    """Tells when the run is over; in the state of a finished run, why it ended.
 
     Told by the clock alone a run would not be: it stops ahead of its time, to save.
     """

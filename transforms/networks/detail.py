@@ -1,9 +1,9 @@
 """Detail channels: latents that are a linear transform of 16x16 blocks, beside those of a deep analysis.
 
-A narrow latent bounds the quality of a codec: what its channels cannot hold no rate can buy. To widen a deep transform
-costs most of a training, and time in each pass. A block transform costs next to nothing (its latents have to be coded
-all the same), can be added to what is trained already, and at high rates much of what is left to say is fine detail, of
-which a linear transform tells a good part.
+A narrow latent bounds the quality of a codec: what its channels cannot hold is lost at any rate. To widen a deep
+transform costs most of a training, and time in each pass. A block transform costs next to nothing, except for coding
+its latents. It can be added to trained weights. At high rates much of what is missing is fine detail, and a linear
+transform describes a good part of that.
 
     images ─┬─► analysis ────────┬─► y ─► exchange ─►  entropy coding  ─► exchange ─┬─► synthesis ─────────┬─► images
             └─► detail analysis ─┘                                                  └─► detail synthesis ──┘

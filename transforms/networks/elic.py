@@ -81,7 +81,7 @@ class Attention(_SameShape):
         return x + trunk * tf.sigmoid(self.gate(mask))
 
     def init_identity(self) -> None:
-        """See `transforms/starts/linear.py`: of what it is given it passes all on, and adds next to nothing."""
+        """See `transforms/starts/linear.py`: it passes its input on, and adds next to nothing."""
         for unit in self.trunk:
             unit.init_identity()
         self.gate.kernel.assign(tf.zeros_like(self.gate.kernel))

@@ -62,7 +62,7 @@ class Modulation:
     """The sizes of what carries a condition.
 
     features: channels of a condition, at every resolution.
-    hidden: channels between a condition and the factors and offsets made of it.
+    hidden: hidden channels between a condition and its factors and offsets.
     kernel_size: of the convolutions within an SFT layer.
     """
 

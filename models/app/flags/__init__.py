@@ -15,7 +15,7 @@ __all__ = ["Flags", "StreamCommand", "of"]
 
 
 def of(model: str) -> Flags:
-    """The flags of a model; UserError if there is none of that name."""
+    """Returns the flags of a model; UserError if there is no such model."""
     card = registry.card(model)
     if model in registry.MODEL_IDS.values():
         return importlib.import_module(f"models.app.flags.{model}").FLAGS(card)

@@ -138,7 +138,7 @@ def read_labels(path, count: int) -> list[str]:
 
 
 def perceptual_features(source: str | None):
-    """Loads what --perceptual names; None, and a line in the log, without. UserError if it is no such network."""
+    """Loads what --perceptual names; None, and a line in the log, without. UserError if it is another network."""
     from models.tasks import classifier
     from transforms.losses import deep_features
 

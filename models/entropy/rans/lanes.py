@@ -149,6 +149,6 @@ def place(coded: Coded, log2_lanes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def least_lanes(symbols: tf.Tensor) -> tf.Tensor:
-    """Finds log2 of the fewest lanes `[B]` that a stream of so many coded symbols `[B]` may have."""
+    """Finds log2 of the fewest lanes `[B]` that streams of these numbers of coded symbols `[B]` may have."""
     fewer = shl(tf.ones([MAX_LOG2_LANES], tf.int64), tf.range(MAX_LOG2_LANES))
     return tf.reduce_sum(tf.cast(symbols[:, None] > fewer * MAX_ROWS, tf.int64), 1)

@@ -13,7 +13,7 @@ from models.entropy.rans.stream import EncodedPass, State
 
 
 def words_for(bits: tf.Tensor) -> tf.Tensor:
-    """Counts the 16-bit words that hold so many bits."""
+    """Counts the 16-bit words that hold a number of bits."""
     return shr(bits + 15, 4)
 
 
