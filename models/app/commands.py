@@ -42,14 +42,14 @@ def _load_rates(model: str, args: argparse.Namespace, synthesis: bool = True):
     """The codec to compress with: where nobody names weights and those of a model have one rate each, a `Ladder`."""
     steps = weights.ladder(model)
     if args.weights or args.preset or not steps:
-        return _load(model, _weights_path(model, args), args, synthesis)
+        return load_codec(model, _weights_path(model, args), args, synthesis)
     from models.codec.ladder import Ladder
 
-    loaders = [functools.partial(_load, model, path, args, synthesis) for path in steps]
+    loaders = [functools.partial(load_codec, model, path, args, synthesis) for path in steps]
     return Ladder(loaders, 1 + steps.index(weights.default(model)))
 
 
-def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = True):
+def load_codec(model: str, path: Path, args: argparse.Namespace, synthesis: bool = True):
     """The codec of a weights file; UserError if it cannot do what --tile and --effort ask for."""
     from models.codec import load
 
@@ -70,7 +70,7 @@ def _load(model: str, path: Path, args: argparse.Namespace, synthesis: bool = Tr
     return codec
 
 
-def _encoder_options(args: argparse.Namespace, **more):
+def encoder_options(args: argparse.Namespace, **more):
     """Turns --effort and --tile into options of the encoder, where a subcommand has them."""
     effort = getattr(args, "effort", None)
     given = {} if effort is None else {"effort": effort}
@@ -154,7 +154,7 @@ def compress(model: str, args: argparse.Namespace) -> int:
     own = flags.of(model)
     # An iteration of a large image takes long.
     progress = functools.partial(tqdm, desc="RDOQ", unit="iteration", delay=2, leave=False, disable=None)
-    options = _encoder_options(args, progress=progress)
+    options = encoder_options(args, progress=progress)
     if len(targets) >= TRACE_FROM:
         codec.trace(options)
 
@@ -196,7 +196,7 @@ def codec_finder(model: str, args: argparse.Namespace, files_ahead: int = 1) -> 
         key = None if args.weights else header.weights_id
         if key not in codecs:
             path = Path(args.weights) if args.weights else weights.find(model, header.weights_id)
-            codecs[key] = _load(model, path, args)
+            codecs[key] = load_codec(model, path, args)
             if files_ahead >= TRACE_FROM:
                 codecs[key].trace(EncoderOptions(tile=_tile(args)))
         return codecs[key]
@@ -251,7 +251,7 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     if args.plot:
         report.check_plot(args.plot)
     path = _weights_path(model, args)
-    codec = _load(model, path, args) if args.quality == (None,) else _load_rates(model, args)
+    codec = load_codec(model, path, args) if args.quality == (None,) else _load_rates(model, args)
     one_set = not isinstance(codec, Ladder)
     if args.record and not one_set:
         raise UserError("--record: name the weights, here several, with --weights or --preset")
@@ -267,7 +267,7 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
             )
     for quality in args.quality:
         codec.rate_control.check_quality(quality)
-    options = _encoder_options(args)
+    options = encoder_options(args)
     if len(inputs) * len(args.quality) >= TRACE_FROM:
         codec.trace(options)
     if one_set:
@@ -343,7 +343,7 @@ def export(model: str, args: argparse.Namespace) -> int:
         limit = container.MAX_PIXELS // 10**6
         raise UserError(f"--max_megapixels {args.max_megapixels:g}: must be above 0 and at most {limit}")
     path = _weights_path(model, args)
-    codec = _load(model, path, args)
+    codec = load_codec(model, path, args)
     from models.app import serving
     from transforms import exact
 
@@ -356,7 +356,7 @@ def export(model: str, args: argparse.Namespace) -> int:
         )
     card = {"model": model, "about": " ".join(sys.modules[type(codec).__module__].__doc__.split("\n\n")[0:2])}
     card |= {**weights.read_metadata(path), "precision": codec.precision}
-    options = _encoder_options(args)
+    options = encoder_options(args)
     with exact.algorithm_independent(True if args.gpu else None):
         if args.tflite:
             from models.app import tflite

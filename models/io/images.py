@@ -61,7 +61,17 @@ def read_image(path: PathLike) -> np.ndarray:
       UserError: the file is missing, a directory or unreadable, as of `models.io.formats.open_image`, or of a pixel
         type (32-bit integer or float) that no viewer has one way to show.
     """
-    with _opened(path) as file, formats.open_image(file, path) as image:
+    with _opened(path) as file:
+        return _decoded(file, path)
+
+
+def decode_image(data: bytes, name: PathLike) -> np.ndarray:
+    """Reads an image as `read_image` does, from the bytes of a file that is called `name` in messages."""
+    return _decoded(io.BytesIO(data), name)
+
+
+def _decoded(file: BinaryIO, path: PathLike) -> np.ndarray:
+    with formats.open_image(file, path) as image:
         _note_frames(image, path)
         try:
             image.load()
