@@ -309,4 +309,5 @@ if __name__ == "__main__":
     # Under its own name, by which workers import what Beam sends them.
     from models.app import beam as program
 
+    terminal.prepare()
     program.main()

@@ -7,11 +7,13 @@ write, and what to record. It raises UserError, StreamError or MemoryError, as t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import math
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -25,7 +27,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.app import commands
 from models.entropy import container
-from models.io import files, formats, images
+from models.io import files, formats, images, terminal
 from models.io.errors import UserError, one_line, reason
 
 #: What a command appends to an input's name; None: its results are records alone.
@@ -161,7 +163,11 @@ def _controls(quality: float | None) -> dict:
 
 
 def _end_with_parent() -> None:
+    """Ends this process when its parent has gone, killed or not, and leaves no unfinished file."""
     multiprocessing.parent_process().join()
+    for path in list(terminal.unfinished):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
     os._exit(1)
 
 
@@ -176,6 +182,7 @@ class Worker(beam.DoFn):
 
     def setup(self) -> None:
         """Loads the model, and binds the process to the life of its parent and to its share of the cores."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which says so
         threading.Thread(target=_end_with_parent, daemon=True).start()
         import tensorflow as tf
 
