@@ -33,7 +33,7 @@ from concurrent.futures.process import BrokenProcessPool
 from models.app import commands, flags
 from models.codec import registry, weights
 from models.codec.options import DEFAULTS
-from models.codec.precision import AUTO, PRECISIONS
+from models.codec.precision import FLOAT32, PRECISIONS
 from models.io import files, formats, terminal
 from models.io.errors import UserError, one_line, reason
 
@@ -217,7 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--effort", type=int, metavar="N", help=f"RDOQ iterations; {DEFAULTS.effort} by default.")
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="Side of the tiles of large images.")
-    parser.add_argument("--precision", choices=PRECISIONS, default=AUTO, help="Of the transforms.")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=FLOAT32,
+        help="Of the transforms; float32 by default, in which different machines give the same files.",
+    )
     parser.add_argument("--max_megapixels", type=float, default=32, help="Larger images are refused.")
     parser.add_argument(
         "--threads", type=int, help="Of each worker. By default this machine's cores over its workers, else 1."
