@@ -62,6 +62,31 @@ SETTINGS = ("command", "model", "quality", "effort", "tile", "precision")
 # --- the pipeline ----------------------------------------------------------------------------------------------
 
 
+def _named(file, args: argparse.Namespace) -> Iterator:
+    """Gives (name, (path, size)) of an input; a failed row if Beam cannot name it.
+
+    Inputs are the files of a folder with our extensions, without hidden ones; of a pattern all, as on the command line.
+    """
+    name = file.path[len(args.root) :]
+    parts = name.split("/")
+    if "_beam" in parts[:-1]:
+        return
+    if args.extensions and (
+        os.path.splitext(name)[1].lower() not in args.extensions or any(part.startswith(".") for part in parts)
+    ):
+        return
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        yield beam.pvalue.TaggedOutput("unnamed", _failed(ascii(name), ascii(file.path), "its name is not UTF-8"))
+    else:
+        yield name, (file.path, file.size_in_bytes)
+
+
+def _failed(name: str, path: str, why: str) -> dict:
+    return {"name": name, "input": path, "status": "failed", "reason": why, "seconds": 0.0}
+
+
 def _joined(element) -> Iterator[tuple]:
     """(name, files and records of that name) to what `Worker` takes."""
     name, groups = element
@@ -72,10 +97,9 @@ def _joined(element) -> Iterator[tuple]:
 
 def _dead_letter(element) -> dict:
     """A row for a file whose work ended in anything but a result or a user's error."""
-    (name, (path, size), _), (kind, text, _) = element
+    (name, (path, _), _), (kind, text, _) = element
     died = "the process that worked on it died, as it does for want of memory"
-    text = died if issubclass(kind, BrokenProcessPool) else one_line(ValueError(text))
-    return {"name": name, "input": path, "bytes_in": size, "status": "failed", "reason": text, "seconds": 0.0}
+    return _failed(name, path, died if issubclass(kind, BrokenProcessPool) else one_line(ValueError(text)))
 
 
 class Record(beam.DoFn):
@@ -141,11 +165,10 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     args: of `_parser`, completed by `_prepare`.
     """
     tables = FileSystems.join(args.output, "_beam", args.command)
-    found = (
+    found, unnamed = (
         pipeline
         | "Match" >> fileio.MatchFiles(args.pattern)
-        | "Choose" >> beam.Filter(_is_input, args)
-        | "Name" >> beam.Map(lambda file, root: (file.path[len(root) :], (file.path, file.size_in_bytes)), args.root)
+        | "Name" >> beam.FlatMap(_named, args).with_outputs("unnamed", main="found")
     )
     records = (
         pipeline
@@ -165,6 +188,7 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
     rows = (
         rows | "Record" >> beam.ParDo(recorder),
         dead | beam.Map(_dead_letter) | "Record dead letters" >> beam.ParDo(recorder),
+        unnamed | "Record unnamed" >> beam.ParDo(recorder),
     ) | beam.Flatten()
     (
         rows
@@ -184,16 +208,6 @@ def build(pipeline: beam.Pipeline, args: argparse.Namespace) -> None:
 
 def _whole(path: str) -> beam.PTransform:
     return beam.io.WriteToText(path, num_shards=1, shard_name_template="")
-
-
-def _is_input(file, args: argparse.Namespace) -> bool:
-    """Of a folder the files with our extensions, without hidden ones; of a pattern all, as on the command line."""
-    parts = file.path[len(args.root) :].replace("\\", "/").split("/")
-    if "_beam" in parts[:-1]:
-        return False
-    return not args.extensions or (
-        os.path.splitext(file.path)[1].lower() in args.extensions and not any(part.startswith(".") for part in parts)
-    )
 
 
 # --- the command line --------------------------------------------------------------------------------------------
