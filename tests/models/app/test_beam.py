@@ -132,7 +132,7 @@ def test_a_killed_run_is_completed(packed):
     assert list(out.rglob("*.tmp")) == []
 
 
-def test_results_are_those_of_the_command_line(packed, folder, tiny_weights, capsys):
+def test_results_are_those_of_the_command_line(packed, folder, tiny_weights):
     by_hand, good = folder / "by_hand", folder / "images" / "**" / "[0-9]*.png"
     with pytest.raises(SystemExit) as end:
         cli.main("elic", ["compress", str(good), "-o", str(by_hand), "--weights", str(tiny_weights)])
@@ -175,7 +175,7 @@ def test_decompress(packed, folder, tiny, tiny_weights):
         assert np.abs(image.astype(int) - tiny.decompress(data)).max() <= 1
 
 
-def test_evaluate(photograph, tiny_weights, tmp_path, capsys):
+def test_evaluate(photograph, tiny_weights, tmp_path):
     by_hand = tmp_path / "by_hand.json"
     for n in range(2):
         Image.fromarray(np.ascontiguousarray(photograph[:170, 60 * n : 60 * n + 180])).save(tmp_path / f"{n}.png")
