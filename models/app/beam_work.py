@@ -31,7 +31,7 @@ from models.io import files, formats, images, terminal
 from models.io.errors import UserError, one_line, reason
 
 #: What a command appends to an input's name; None: its results are records alone.
-SUFFIX = {"compress": files.STREAM_SUFFIX, "decompress": files.PICTURE_SUFFIX, "evaluate": None}
+SUFFIX = {"compress": files.STREAM_SUFFIX, "decompress": files.IMAGE_SUFFIX, "evaluate": None}
 FIGURES = ("bpp", "psnr", "ms_ssim")
 RAW = CompressionTypes.UNCOMPRESSED  # else Beam unpacks files whose names look compressed
 
@@ -105,16 +105,13 @@ def compressor(args: argparse.Namespace) -> Work:
 
 def decompressor(args: argparse.Namespace) -> Work:
     """Makes PNG images of streams."""
-    codec_for = commands.codec_finder(args.model, args)
+    codec_for = commands.codec_finder(args.model, args, commands.TRACE_FROM)
 
     def work(data: bytes, source: str) -> tuple[bytes, dict]:
         del source
         header, _, _ = container.unpack(data)
         check_pixels(header.height, header.width, args)
-        codec = codec_for(header)
-        if codec.graphs is None:
-            codec.trace(commands.encoder_options(args))
-        image = commands.guarded(codec.decompress, data, tile=args.tile)
+        image = commands.guarded(codec_for(header).decompress, data, tile=args.tile)
         return images.encode_image(image), {"height": header.height, "width": header.width}
 
     return work
