@@ -95,8 +95,8 @@ def test_every_import_of_the_zoo_is_required():
     names |= {"tensorflow_probability": "tensorflow-probability", "PIL": "pillow", "absl": "absl-py"}
     names |= {"tensorflow_serving": "tensorflow-serving-api", "grpc": "tensorflow-serving-api"}
     ours = {"models", "transforms", "train", "eval"}
-    # For people who have them: data sets by name, training under another runtime, peers to compare with, charts.
-    optional = {"tensorflow_datasets", "jax", "jaxlib", "torch", "compressai", "plotly"}
+    # For people who have them: data sets by name, another runtime, peers to compare with, charts, many machines.
+    optional = {"tensorflow_datasets", "jax", "jaxlib", "torch", "compressai", "plotly", "apache_beam"}
     imported = set()
     for folder in ours:
         for file in (ROOT / folder).rglob("*.py"):
