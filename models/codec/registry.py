@@ -104,8 +104,9 @@ _ZOO = (
             "small": Preset("a quarter of the work, with twice the bits", 2.238, 47.52),
             "small-high": Preset("the same with four times the bits, for higher rates", 2.322, 46.55),
         },
-        weights="small-r25",
+        weights="small-q3",
         searchable=True,
+        ladder=("small-q1", "small-q2", "small-q3", "small-q4", "small-q5"),
     ),
     Card(
         "sae_spn",
