@@ -24,7 +24,7 @@ def test_choices_are_those_of_the_models():
     assert tuple(base.DISTORTIONS) == tuple(distortion.KINDS)
 
 
-@pytest.mark.parametrize("model", registry.CARDS)
+@pytest.mark.parametrize("model", registry.MODEL_IDS.values())
 def test_help_and_usage_errors_import_no_tensorflow(model, tmp_path):
     """Of every subcommand, with a folder of that name in the way of the real one."""
     (tmp_path / "tensorflow").mkdir()
