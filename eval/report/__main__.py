@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except UserError as error:
-        return _report_error(str(error))
+        return terminal.report_error(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,11 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--anchors", metavar="FILE", help="Published curves; by default those that ship, of Kodak.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace the report that is there.")
     return parser
-
-
-def _report_error(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 def run(args: argparse.Namespace) -> int:
@@ -198,7 +193,7 @@ def measure(
             except (ValueError, OSError, MemoryError) as error:
                 with bar.external_write_mode(file=sys.stderr):
                     text = one_line(error)
-                    code = _report_error(text if text.startswith(str(path)) else f"{path}: {text}")
+                    code = terminal.report_error(text if text.startswith(str(path)) else f"{path}: {text}")
                 continue
             rows += of_image
             shown += images

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from eval import report
+from models.io import terminal
 from models.io.errors import UserError
 
 FIGURES = Path(report.ANCHORS).parent
@@ -49,8 +50,7 @@ def main(arguments=None) -> int:
     try:
         report.plot(args.output, curves(), anchors, title="24 Kodak images, mean of their PSNRs", force=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return terminal.report_error(str(error))
     return 0
 
 

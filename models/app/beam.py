@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from models.app import commands, flags
+from models.app import flags
 from models.codec import registry, weights
 from models.codec.options import DEFAULTS
 from models.codec.precision import FLOAT32, PRECISIONS
@@ -317,10 +317,10 @@ def main(argv: list[str] | None = None) -> None:
         summary["seconds"] = round(time.perf_counter() - start, 1)
         beam_work.write_bytes(FileSystems.join(tables, "summary.json"), (json.dumps(summary, indent=1) + "\n").encode())
     except UserError as error:
-        sys.exit(commands.report_error(str(error)))
+        sys.exit(terminal.report_error(str(error)))
     print(", ".join(f"{summary[name]} {name}" for name in ("files", "done", "kept", "failed", "seconds")))
     if summary["failed"]:
-        commands.report_error(f"{summary['failed']} files failed: {FileSystems.join(tables, 'failed.jsonl')} says why")
+        terminal.report_error(f"{summary['failed']} files failed: {FileSystems.join(tables, 'failed.jsonl')} says why")
     sys.exit(terminal.finish(1 if summary["failed"] else 0))
 
 

@@ -36,7 +36,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     try:
         code = args.command(model, args)
     except (UserError, container.StreamError) as error:
-        code = commands.report_error(str(error))
+        code = terminal.report_error(str(error))
     except KeyboardInterrupt:
         code = 130
     sys.exit(terminal.finish(code))

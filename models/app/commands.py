@@ -23,15 +23,10 @@ from models.entropy import container
 from models.io import files, formats, images
 from models.io.errors import UserError
 from models.io.files import IMAGE_SUFFIX, STREAM_SUFFIX
+from models.io.terminal import report_error
 
 #: With at least this many files graphs are made: for fewer, making them takes longer than working without.
 TRACE_FROM = 16
-
-
-def report_error(message: str) -> int:
-    """One line on stderr; returns the exit code of an error."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 def _weights_path(model: str, args: argparse.Namespace) -> Path:

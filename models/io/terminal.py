@@ -59,6 +59,12 @@ def finish(code: int) -> int:
     return code or 1
 
 
+def report_error(message: str) -> int:
+    """Prints one line on stderr, and returns the exit code of an error."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
 def _hold_standard_descriptors() -> None:
     """Opens descriptors 0 to 2 where they are closed: the next file opened would get that number, and all messages."""
     for number in range(3):

@@ -138,6 +138,17 @@ def add_lambda_flag(parser, metavar: str, help: str) -> None:
     group(parser, "model").add_argument("--lambda", dest="lmbda", type=numbers, metavar=metavar, help=help)
 
 
+def add_stage_flag(parser, help: str) -> None:
+    """Adds --stage, for models whose training has two."""
+    group(parser, "model").add_argument("--stage", type=int, choices=(1, 2), default=1, help=help)
+
+
+def check_stage(args) -> None:
+    """UserError for a second stage without the weights of the first."""
+    if args.stage == 2 and not args.init_weights:
+        raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
+
+
 def add_start_flag(parser) -> None:
     """Adds --start, for models with an `init_pca`."""
     group(parser, "model").add_argument(

@@ -21,12 +21,9 @@ class CwicFlags(base.Flags):
             "λ of the loss bpp + λ · MSE (0..255 scale): with --joint_rate a larger λ gives better quality and more "
             "bits. Default: that of --init_weights, else 0.01.",
         )
-        model.add_argument(
-            "--stage",
-            type=int,
-            choices=(1, 2),
-            default=1,
-            help="1 trains without the importance map, all bits are kept. 2 adds the map to weights of stage 1 "
+        base.add_stage_flag(
+            parser,
+            "1 trains without the importance map, all bits are kept. 2 adds the map to weights of stage 1 "
             "(--init_weights), at the rate of --ratio.",
         )
         model.add_argument(
@@ -49,8 +46,7 @@ class CwicFlags(base.Flags):
             raise UserError("--lambda: a set of weights of CWIC has one λ")
         if args.stage == 1 and args.ratio is not None:
             raise UserError("--ratio: stage 1 keeps all bits; the ratio is that of --stage 2")
-        if args.stage == 2 and not args.init_weights:
-            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
+        base.check_stage(args)
         if args.stage == 2 and args.ratio is None:
             raise UserError("--stage 2 needs a --ratio, above 0 and at most 1")
         if args.stage == 2 and not 0 < args.ratio <= 1:

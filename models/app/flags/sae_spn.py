@@ -26,12 +26,9 @@ class SaeSpnFlags(base.Flags):
             help="How the decoder upsamples: sae_spn by switches that it predicts (the default), sae by pixel shuffles "
             "alone, swwae by the switches of the encoder, which its files carry.",
         )
-        model.add_argument(
-            "--stage",
-            type=int,
-            choices=(1, 2),
-            default=1,
-            help="1 trains the autoencoder; 2 goes on from its weights (--init_weights) against a discriminator.",
+        base.add_stage_flag(
+            parser,
+            "1 trains the autoencoder; 2 goes on from its weights (--init_weights) against a discriminator.",
         )
         model.add_argument(
             "--perceptual_model",
@@ -48,8 +45,7 @@ class SaeSpnFlags(base.Flags):
         )
 
     def check_train_flags(self, args) -> None:
-        if args.stage == 2 and not args.init_weights:
-            raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
+        base.check_stage(args)
         if args.perceptual_model not in (None, "vgg16") and not os.path.isfile(args.perceptual_model):
             raise UserError(f"--perceptual_model {args.perceptual_model}: neither vgg16 nor a file")
         if args.loss_weights:
