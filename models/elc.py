@@ -18,7 +18,8 @@ Sha et al.: "Extremely Low Bitrate Image Compression with Decoder-Side Enhanceme
 Four stages of training, each from the weights of the one before:
 
     base            the codec: rate and distortion
-    classification  the codec and the feature transform: the cross-entropy of a frozen classifier as well
+    classification  the codec and the feature transform: the cross-entropy of a frozen classifier as well. Without
+                    labels, what the classifier makes of the original is to be matched: features and logits
     decoder         the enhanced decoder, from the decoder: distortion; the bits stay as they are from here on
     adversarial     its enhancement alone: distortion, a perceptual distance, and a discriminator that knows y_hat
 """
@@ -33,7 +34,7 @@ if __name__ == "__main__":  # before TensorFlow is imported, for which --help do
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -84,7 +85,7 @@ TRAINED = {
 _FIGURES = ("loss", "bpp", "mse", "psnr")
 METRICS = {
     "base": _FIGURES,
-    "classification": (*_FIGURES, "cross_entropy", "top1"),
+    "classification": (*_FIGURES, "cross_entropy", "top1", "features"),
     "decoder": _FIGURES,
     "adversarial": (*_FIGURES, "perceptual", "generator", "discriminator"),
 }
@@ -99,7 +100,7 @@ class Config:
     hyper_features: channels that the hyper-synthesis gives to the parameter network.
     parameter_widths: hidden channels of the parameter network.
     transform_width: channels of the second half of the feature transform.
-    classifier_widths: the classifier, as of `models.tasks.classifier.Classifier`; () for ResNet50.
+    classifier: its architecture, as of `models.tasks.classifier.Classifier`.
     enhanced_width, growth, dense_blocks: channels of the enhancement blocks, growth and number of their RRDBs.
     discriminator_width: channels of the discriminator at 1/2.
     """
@@ -109,7 +110,7 @@ class Config:
     hyper_features: int = 384
     parameter_widths: tuple[int, int] = (640, 512)
     transform_width: int = 256
-    classifier_widths: tuple[int, ...] = ()
+    classifier: classifiers.Architecture = classifiers.RESNET50
     enhanced_width: int = 64
     growth: int = 32
     dense_blocks: int = 3
@@ -124,7 +125,7 @@ PRESETS = {
         hyper_features=128,
         parameter_widths=(192, 160),
         transform_width=96,
-        classifier_widths=classifiers.SMALL_WIDTHS,
+        classifier=classifiers.SMALL_WIDTHS,
         enhanced_width=32,
         growth=16,
         dense_blocks=1,
@@ -186,6 +187,9 @@ class ELC(Codec):
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
         self.track(METRICS[stage])
+        #: What the classifier makes of images at its cut, for stage "classification" without labels: images in 0..255 ->
+        #: features at 1/8. None: there are labels.
+        self.features_at_cut: Callable[[tf.Tensor], tf.Tensor] | None = None
         #: Features that the adversarial stage compares images by, see `transforms.losses.deep_features`; None: not at
         #: all.
         self.perceptual_features: deep_features.Features | None = None
@@ -203,7 +207,7 @@ class ELC(Codec):
             c.hyper_features + 2 * n, [*(Conv(w) for w in c.parameter_widths), Conv(2 * n)], "parameters"
         )
         if stage != "base":
-            features = classifiers.cut_channels(c.classifier_widths)
+            features = classifiers.cut_channels(c.classifier)
             self.feature_transform = enhance.feature_transform(n, c.transform_width, features)
             self.classifier: classifiers.Tail | None = None  # made with the other variables
         if self.enhances:
@@ -290,7 +294,7 @@ class ELC(Codec):
         if not (training or synthesis):
             return
         if self.stage != "base" and self.classifier is None:
-            self.classifier = classifiers.Tail(self.config.classifier_widths, len(self.labels), name="classifier")
+            self.classifier = classifiers.Tail(self.config.classifier, len(self.labels), name="classifier")
         for name in self.decoder_parts:
             part = getattr(self, name, None)
             if part is not None and not part.built:
@@ -347,10 +351,8 @@ class ELC(Codec):
         rate = tf.stop_gradient(figures["bpp"]) if self.enhances else figures["bpp"]
         figures["loss"] = rate + self.lmbda * figures["mse"]
         if self.stage == "classification":
-            logits = self.logits(latents)
-            figures["cross_entropy"] = tf.keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-            figures["top1"] = tf.keras.metrics.sparse_categorical_accuracy(labels, logits)
-            figures["loss"] += self.lambda_class * figures["cross_entropy"]
+            figures |= self._classification(padded, labels, latents)
+            figures["loss"] += self.lambda_class * (figures["cross_entropy"] + figures["features"])
         if self.stage == "adversarial":
             figures["perceptual"] = tf.zeros_like(figures["mse"])
             if self.perceptual_features is not None:
@@ -366,6 +368,31 @@ class ELC(Codec):
                 figures["discriminator"] = hific.lsgan_discriminator_loss(real, score)
         figures = {name: tf.reduce_mean(figures[name]) for name in self.metric_names}
         return figures, (padded, reconstruction, latents)
+
+    def _classification(self, images, labels, latents) -> dict[str, tf.Tensor]:
+        """What stage "classification" adds for padded images and their y_hat, by name.
+
+        cross_entropy: in nats, of the labels; without those of the classifier's answer to the original, above the
+          entropy of that answer itself: 0 where both are alike.
+        top1: how often the label, or the original's answer, comes first.
+        features: the squared error of the features at the cut, in parts of their own variance; 0 with labels.
+        """
+        features = self.feature_transform(latents)
+        logits = self.classifier(features)
+        if self.features_at_cut is None:
+            return {
+                "cross_entropy": tf.keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True),
+                "top1": tf.keras.metrics.sparse_categorical_accuracy(labels, logits),
+                "features": tf.zeros_like(logits[:, 0]),
+            }
+        expected = tf.cast(self.features_at_cut(images), tf.float32)
+        answer = tf.stop_gradient(tf.nn.softmax(self.classifier(expected)))
+        error = tf.reduce_mean(tf.math.squared_difference(features, expected), [1, 2, 3])
+        return {
+            "cross_entropy": tf.keras.losses.kl_divergence(answer, tf.nn.softmax(logits)),
+            "top1": tf.cast(tf.argmax(logits, -1) == tf.argmax(answer, -1), tf.float32),
+            "features": error / tf.math.reduce_variance(expected),
+        }
 
     def compile(self, optimizer="adam", **kwargs) -> None:
         """Compiles as Keras does; the adversarial stage also makes the discriminator and an optimizer of the same kind.
@@ -412,17 +439,17 @@ class ELC(Codec):
           lambdas: lmbda and lambda_class, as of `ELC`.
 
         Raises:
-          UserError: the classifier is missing, or not the configuration's.
+          UserError: the classifier is of another architecture than that of earlier training in this stage.
         """
-        labels = before.labels
+        labels, config = before.labels, before.config
         if stage == "classification" and tail is not None:
-            if tail.widths != before.config.classifier_widths:
+            if before.stage != "base" and tail.architecture != config.classifier:
                 raise UserError(
-                    f"the classifier is {_architecture(tail.widths)}, and the codec is made for "
-                    f"{_architecture(before.config.classifier_widths)}"
+                    f"the classifier is {classifiers.described(tail.architecture)}, and the codec is made for "
+                    f"{classifiers.described(config.classifier)}"
                 )
-            labels = tail.labels
-        codec = cls(before.config, stage, labels=labels, **lambdas)
+            labels, config = tail.labels, dataclasses.replace(config, classifier=tail.architecture)
+        codec = cls(config, stage, labels=labels, **lambdas)
         codec.build_variables(training=True)
         mine, values = codec.named_variables(), before.named_variables()
         if codec.enhances and not before.enhances:
@@ -446,7 +473,3 @@ class ELC(Codec):
 
 def _some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
-
-
-def _architecture(widths: Sequence[int]) -> str:
-    return f"a small network of widths {','.join(map(str, widths))}" if widths else "ResNet50"

@@ -45,6 +45,7 @@ from transforms.exact import Conv, Fixed
 from transforms.losses import deep_features
 from transforms.networks import adversarial as networks
 from transforms.networks import sae
+from transforms.starts import levels as levels_start
 from transforms.tiling import Reach
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Config:
 
     widths: channels at the full resolution, 1/2, 1/4, 1/8 and 1/16; all but the first divisible by 4.
     latent_groups: channels of the latents that are predicted together; their sum is C, the channels of the latents.
+    linear: whether a 16x16 convolution by-passes each of the transforms (not in the paper).
     blocks: how often the one residual block is applied.
     norm: "instance" (paper), or "channel" or "none", which know no size of the image; see
     `transforms.networks.sae.make_norm`. sigma: hardness of the soft quantiser.
@@ -77,6 +79,7 @@ class Config:
 
     widths: tuple[int, int, int, int, int] = (60, 120, 240, 480, 960)
     latent_groups: tuple[int, ...] = (2, 2, 4)
+    linear: bool = False
     blocks: int = 9
     norm: str = "instance"
     sigma: float = 1.0
@@ -91,7 +94,14 @@ class Config:
 
 PRESETS = {
     "base": Config(),
-    "small": Config(widths=(8, 16, 48, 96, 192), blocks=6, norm="none", discriminator_widths=(32, 64, 128, 256)),
+    "small": Config(
+        widths=(8, 16, 48, 96, 192),
+        latent_groups=(2, 2, 4, 8),
+        linear=True,
+        blocks=6,
+        norm="none",
+        discriminator_widths=(32, 64, 128, 256),
+    ),
 }
 """`base` is the paper's network, `small` a thirtieth of the work. Where they depart from the paper:
 
@@ -207,9 +217,9 @@ class SAESPN(Codec):
         names += ["adversarial", "discriminator"] * (stage == 2)
         self.track(names)
 
-        self.encoder = sae.Encoder(c.widths, c.latents, c.norm)
+        self.encoder = sae.Encoder(c.widths, c.latents, c.norm, c.linear)
         switching = {"sae": ["none"] * 4, "swwae": ["true"] * 4, "sae_spn": ["none"] * 3 + ["predicted"]}[variant]
-        self.synthesis = sae.Decoder(c.widths, c.latents, c.blocks, c.norm, switching)
+        self.synthesis = sae.Decoder(c.widths, c.latents, c.blocks, c.norm, switching, c.linear)
         # The bits of the latents: which are not 0; then sign and size of those. See `transforms.quantizers`.
         self.zero_context = ContextModel(1, c.latent_groups, c.context_width, name="zero_context")
         self.value_context = ContextModel(c.latents, [2 * c.latents], c.context_width, name="value_context")
@@ -262,6 +272,16 @@ class SAESPN(Codec):
 
     def reconstruct(self, latents: tuple[tf.Tensor, list[tf.Tensor]]) -> tf.Tensor:
         return self.denormalise(self.synthesis(*latents)[0] / 2)
+
+    def init_pca(self) -> None:
+        """See `Codec` and `transforms/starts/levels.py`. UserError if the configuration has no linear by-pass."""
+        if not self.config.linear:
+            raise UserError("--start pca: this preset has no linear by-pass to start as a block transform")
+        for chain in (self.encoder, self.synthesis):
+            chain.build()
+            last = chain.layers[-1].conv  # what the networks add is nothing at first
+            last.kernel.assign(tf.zeros_like(last.kernel))
+        levels_start.begin(self.encoder.linear, self.synthesis.linear, self.config.latent_groups)
 
     def make_entropy_models(self) -> None:
         """Makes no densities: networks predict the probability of each bit."""

@@ -23,12 +23,13 @@ import tensorflow as tf
 
 from models.io import files
 from models.io.errors import UserError
-from models.tasks.classifier import SMALL_WIDTHS, Classifier, load
+from models.tasks.classifier import RESNET50, SMALL_WIDTHS, Classifier, load
 from train import data, labelled
 from train.callbacks import StopOnNaN
 from train.fit import user_errors
+from transforms.networks.efficientnet_lite import VARIANTS
 
-PRESETS = {"base": (), "small": SMALL_WIDTHS}
+PRESETS = {"base": RESNET50, "small": SMALL_WIDTHS, **{name: name for name in VARIANTS}}
 
 
 def augmented(images: tf.Tensor) -> tf.Tensor:

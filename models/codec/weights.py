@@ -95,11 +95,20 @@ def annotate(path, **facts: str) -> None:
 
 
 #: Fields of a Config in files of earlier versions, with the values that change nothing (None: any value).
-_REMOVED = {"patch_widths": [0, 0], "patch_blocks": None}
+_REMOVED = {"patch_widths": (0, 0), "patch_blocks": None}
 
 
-def _without_removed(fields: dict) -> dict:
-    """The fields of a header that are still known. ValueError if one that is gone had a say."""
+#: Fields of earlier versions that are called otherwise now, and what their values are called, where that changed too.
+_RENAMED = {"classifier_widths": ("classifier", {(): "resnet50"})}
+
+
+def _up_to_date(fields: dict) -> dict:
+    """The fields of a header under today's names, lists as tuples. ValueError if one that is gone had a say."""
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    for old, (name, values) in _RENAMED.items():
+        if old in fields:
+            value = fields.pop(old)
+            fields[name] = values.get(value, value)
     for name in _REMOVED.keys() & fields.keys():
         if _REMOVED[name] not in (None, fields[name]):
             raise ValueError(f"{name}={fields[name]} is no longer supported")
@@ -114,8 +123,7 @@ def config_to_json(config) -> str:
 def config_from_json(config_class, text: str):
     """Inverse of `config_to_json`: lists become tuples again. UserError if it does not fit the class."""
     try:
-        fields = _without_removed(json.loads(text))
-        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return config_class(**_up_to_date(json.loads(text)))
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"the configuration in the weights file does not fit {config_class.__module__}: {error}"

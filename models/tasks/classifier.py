@@ -4,13 +4,15 @@
                              ▲
     y_hat ──► feature transform of a codec (models/elc.py)
 
-Two architectures: ResNet50 of keras.applications, cut behind `conv3_block4_out` (what PyTorch calls layer2), and a
-small residual network that a CPU can train. `train/classifier.py` trains them and writes the files that are read here.
+Three architectures: "resnet50" of keras.applications, cut behind `conv3_block4_out` (what PyTorch calls layer2);
+"efficientnet_lite0" and its like of `transforms/networks/efficientnet_lite.py`; and a small residual network that a CPU
+can train, named by its widths. `train/classifier.py` trains them and writes the files that are read here.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +22,7 @@ from models.codec import weights
 from models.codec.variables import variables_by_path
 from models.io.errors import UserError, one_line
 from transforms.chain import Chain
+from transforms.networks import efficientnet_lite as lite
 from transforms.resample import Subsample
 
 Layer = tf.keras.layers.Layer
@@ -30,10 +33,38 @@ RESNET50_CUT, RESNET50_FEATURES = "conv3_block4_out", 512
 #: Channels of the small network at 1/2, 1/4, 1/8 (where it is cut), 1/16 and 1/32.
 SMALL_WIDTHS = (32, 64, 96, 160, 256)
 
+#: Classifiers that ship.
+FOLDER = weights.SHIPPED / "classifier"
 
-def cut_channels(widths: Sequence[int]) -> int:
-    """Channels of the features at the cut; widths: as of `Classifier`."""
-    return widths[2] if widths else RESNET50_FEATURES
+RESNET50 = "resnet50"
+#: The architecture of a classifier: a name, or the widths of the small network.
+Architecture = str | tuple[int, ...]
+
+
+def cut_channels(architecture: Architecture) -> int:
+    """Channels of the features at the cut."""
+    if architecture == RESNET50:
+        return RESNET50_FEATURES
+    return lite.cut_channels(architecture) if isinstance(architecture, str) else architecture[2]
+
+
+def checked(architecture: Architecture) -> Architecture:
+    """An architecture as it stands in a header, lists as tuples. UserError if there is none such."""
+    if isinstance(architecture, str):
+        if architecture != RESNET50 and architecture not in lite.VARIANTS:
+            names = ", ".join((RESNET50, *lite.VARIANTS))
+            raise UserError(f"classifier {architecture}: there are {names}, and a small network, named by its widths")
+        return architecture
+    if len(architecture) != len(SMALL_WIDTHS):
+        raise UserError(f"a small classifier has {len(SMALL_WIDTHS)} widths, not {len(architecture)}")
+    return tuple(architecture)
+
+
+def described(architecture: Architecture) -> str:
+    """An architecture in words, for messages."""
+    if isinstance(architecture, str):
+        return {RESNET50: "ResNet50"}.get(architecture, architecture)
+    return f"a small network of widths {','.join(map(str, architecture))}"
 
 
 class _NormalisedBlock(Layer):
@@ -76,28 +107,30 @@ def _resnet50(weights: str | None = None) -> tf.keras.Model:
     return tf.keras.applications.ResNet50(include_top=False, weights=weights, input_shape=(None, None, 3))
 
 
+def _built(net: Chain) -> Chain:
+    net.build()
+    return net
+
+
 class Front(Layer):
     """Images, float32 [B, H, W, 3] in 0..255 -> features [B, H / 8, W / 8, C]."""
 
-    def __init__(self, widths: Sequence[int], name: str = "front"):
+    def __init__(self, architecture: Architecture, name: str = "front"):
         super().__init__(name=name)
-        if widths:
-            n1, n2, n3 = widths[:3]
-            self.net = Chain(
-                3,
-                lambda: [
-                    Conv2D(n1, 3, strides=2, padding="same", activation="relu", name="stem"),
-                    _NormalisedBlock(n2, "block2"),
-                    _NormalisedBlock(n3, "block3"),
-                ],
-                name="net",
-            )
-            self.net.build()
-            self.preprocess = lambda images: images / 127.5 - 1
-        else:
+        if architecture == RESNET50:
             net = _resnet50()
             self.net = tf.keras.Model(net.input, net.get_layer(RESNET50_CUT).output)
             self.preprocess = tf.keras.applications.resnet50.preprocess_input
+        elif isinstance(architecture, str):
+            self.net, self.preprocess = _built(lite.front(architecture)), lite.normalise
+        else:
+            n1, n2, n3 = architecture[:3]
+            blocks = [
+                Conv2D(n1, 3, strides=2, padding="same", activation="relu", name="stem"),
+                _NormalisedBlock(n2, "block2"),
+                _NormalisedBlock(n3, "block3"),
+            ]
+            self.net, self.preprocess = _built(Chain(3, lambda: blocks, name="net")), lambda images: images / 127.5 - 1
 
     def call(self, images, training=False):
         images = self.preprocess(tf.cast(images, tf.float32))
@@ -108,18 +141,18 @@ class Front(Layer):
 class Tail(Layer):
     """Features [B, H / 8, W / 8, C] -> logits, float32 [B, classes]."""
 
-    def __init__(self, widths: Sequence[int], classes: int, name: str = "tail"):
+    def __init__(self, architecture: Architecture, classes: int, name: str = "tail"):
         super().__init__(name=name)
-        if widths:
-            n3, n4, n5 = widths[2:]
-            blocks = [_NormalisedBlock(n4, "block4"), _NormalisedBlock(n5, "block5")]
-            self.net = Chain(n3, lambda: blocks, name="net")
-            self.net.build()
-            channels = n5
-        else:
+        if architecture == RESNET50:
             net = _resnet50()
             self.net = tf.keras.Model(net.get_layer(RESNET50_CUT).output, net.output)
             channels = net.output.shape[-1]
+        elif isinstance(architecture, str):
+            self.net, channels = _built(lite.tail(architecture)), lite.HEAD
+        else:
+            n3, n4, n5 = architecture[2:]
+            blocks = [_NormalisedBlock(n4, "block4"), _NormalisedBlock(n5, "block5")]
+            self.net, channels = _built(Chain(n3, lambda: blocks, name="net")), n5
         self.predictions = tf.keras.layers.Dense(classes, dtype="float32", name="predictions")
         self.predictions.build([None, channels])
 
@@ -132,23 +165,32 @@ class Classifier(tf.keras.Model):
     """Images, float32 [B, H, W, 3] in 0..255 -> logits, float32 [B, classes].
 
     Args:
-      widths: of the small network, see `SMALL_WIDTHS`, multiples of 8 but for the first; () for ResNet50.
+      architecture: "resnet50"; "efficientnet_lite0" or another of `lite.VARIANTS`; or the widths of the small network,
+        as `SMALL_WIDTHS`, multiples of 8 but for the first.
       labels: names of the classes, in the order of the logits.
+
+    Raises:
+      UserError: there is no such architecture.
     """
 
-    def __init__(self, widths: Sequence[int], labels: Sequence[str]):
+    def __init__(self, architecture: Architecture, labels: Sequence[str]):
         super().__init__(name="classifier")
-        if widths and len(widths) != len(SMALL_WIDTHS):
-            raise UserError(f"a small classifier has {len(SMALL_WIDTHS)} widths, not {len(widths)}")
-        self.widths, self.labels = tuple(widths), tuple(labels)
-        self.front = Front(self.widths)
-        self.tail = Tail(self.widths, len(self.labels))
+        self.architecture, self.labels = checked(architecture), tuple(labels)
+        self.front = Front(self.architecture)
+        self.tail = Tail(self.architecture, len(self.labels))
 
     def call(self, images, training=False):
         return self.tail(self.front(images, training=training), training=training)
 
+    def features_at_cut(self, images) -> tf.Tensor:
+        """Images, float32 [B, H, W, 3] in 0..255 -> features [B, H / 8, W / 8, C]: the output of the front."""
+        return self.front(images)
+
     def features(self, images) -> list[tf.Tensor]:
-        """Returns the output of the front, as one layer for `transforms.losses.deep_features`."""
+        """Returns activations for `transforms.losses.deep_features`: of a Lite network at all its scales, else the
+        output of the front alone."""
+        if self.architecture in lite.VARIANTS:
+            return lite.pyramid(self.front.net, self.tail.net, tf.cast(images, tf.float32))
         return [self.front(images)]
 
     def named_variables(self) -> dict[str, tf.Variable]:
@@ -167,7 +209,7 @@ class Classifier(tf.keras.Model):
         }
         header = {
             "model": "classifier",
-            "widths": json.dumps(self.widths),
+            "architecture": json.dumps(self.architecture),
             "labels": json.dumps(self.labels),
             "weights_id": weights.fingerprint(tensors).hex(),
         }
@@ -177,10 +219,10 @@ class Classifier(tf.keras.Model):
         """Takes the weights of another one, but for its last layer if that is of other classes.
 
         Raises:
-          UserError: it is of other widths.
+          UserError: it is of another architecture.
         """
-        if other.widths != self.widths:
-            raise UserError(f"a classifier of widths {other.widths or 'ResNet50'}, not {self.widths or 'ResNet50'}")
+        if other.architecture != self.architecture:
+            raise UserError(f"the classifier is {described(other.architecture)}, not {described(self.architecture)}")
         theirs = other.named_variables()
         for name, variable in self.named_variables().items():
             if other.labels == self.labels or not name.startswith("tail/predictions/"):
@@ -194,8 +236,8 @@ class Classifier(tf.keras.Model):
         Raises:
           UserError: not a ResNet50; no such file, or the download failed.
         """
-        if self.widths:
-            raise UserError(f"{source}: Keras has weights for ResNet50, not for the small classifier")
+        if self.architecture != RESNET50:
+            raise UserError(f"{source}: Keras has weights for ResNet50, not for {described(self.architecture)}")
         try:
             net = _resnet50(source)
             for part in (self.front, self.tail):
@@ -209,6 +251,16 @@ class Classifier(tf.keras.Model):
             raise UserError(f"{source}: no weights of ResNet50: {one_line(error)[:200]}") from error
 
 
+def shipped(name: str) -> bool:
+    """Tells whether a classifier of this name ships."""
+    return name == os.path.basename(name) and (FOLDER / f"{name}.safetensors").is_file()
+
+
+def find(name: str) -> str:
+    """The file of a classifier: of one that ships its name is enough."""
+    return str(FOLDER / f"{name}.safetensors") if shipped(name) else name
+
+
 def load(path) -> Classifier:
     """The classifier in a file of `Classifier.save_file`. UserError if there is none."""
     tensors, metadata = weights.read(path)
@@ -216,7 +268,9 @@ def load(path) -> Classifier:
         raise UserError(f"{path}: weights of {metadata.get('model')}, not of a classifier")
     weights.verify(path, tensors, metadata)
     try:
-        classifier = Classifier(json.loads(metadata["widths"]), json.loads(metadata["labels"]))
+        # Earlier versions wrote the widths of the small network, none for ResNet50.
+        architecture = metadata["architecture"] if "architecture" in metadata else metadata["widths"]
+        classifier = Classifier(json.loads(architecture) or RESNET50, json.loads(metadata["labels"]))
         for name, variable in classifier.named_variables().items():
             variable.assign(tensors[name].astype(variable.dtype.as_numpy_dtype))
     except (KeyError, TypeError, ValueError) as error:

@@ -17,6 +17,8 @@ from transforms.resample import DepthToSpace
 
 Layer = tf.keras.layers.Layer
 
+#: Side of the block of pixels that a position of the latents stands for.
+BLOCK = 16
 #: How maps are normalised. All in float32, whatever the convolutions compute in.
 NORMS = ("instance", "channel", "none")
 
@@ -195,9 +197,11 @@ class Encoder(Chain):
       latents: channels of the latents.
       norm: as of `make_norm`. The latents themselves are only normalised under "instance": over so few channels
         "channel" would take away a good part of what they say.
+      linear: whether a 16x16 convolution of the image is added to the latents (not in the paper). What max-pooling
+        passes on tells little of where in a block something is; see `transforms/starts/levels.py`.
     """
 
-    def __init__(self, widths: Sequence[int], latents: int, norm: str):
+    def __init__(self, widths: Sequence[int], latents: int, norm: str, linear: bool = False):
         def layers():
             sizes = [7, *[3] * (len(widths) - 1)]
             blocks = [EncoderBlock(w, size, norm, name=f"block{k}") for k, (w, size) in enumerate(zip(widths, sizes))]
@@ -205,13 +209,20 @@ class Encoder(Chain):
             return [*blocks, last]
 
         super().__init__(3, layers, name="encoder")
+        self.linear = tf.keras.layers.Conv2D(latents, BLOCK, BLOCK, dtype="float32", name="linear") if linear else None
 
-    def call(self, x):
-        maps = []
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        if self.linear is not None and not self.linear.built:
+            self.linear.build([None, None, None, 3])
+
+    def call(self, images):
+        maps, x = [], images
         for block in self.layers[:-2]:
             maps.append(block(x))
             x = switches.pool(maps[-1])
-        return tf.cast(self.layers[-1](self.layers[-2](x)), tf.float32), maps
+        latents = tf.cast(self.layers[-1](self.layers[-2](x)), tf.float32)
+        return latents if self.linear is None else latents + self.linear(images), maps
 
 
 class Decoder(Chain):
@@ -224,9 +235,18 @@ class Decoder(Chain):
       blocks: how often the shared residual block is applied.
       norm: as of `make_norm`.
       switching: of each of the four upsamplings, coarse to fine; see `Upsample`.
+      linear: whether a transposed 16x16 convolution of the latents is added to the image, as in the encoder.
     """
 
-    def __init__(self, widths: Sequence[int], latents: int, blocks: int, norm: str, switching: Sequence[str]):
+    def __init__(
+        self,
+        widths: Sequence[int],
+        latents: int,
+        blocks: int,
+        norm: str,
+        switching: Sequence[str],
+        linear: bool = False,
+    ):
         coarse_to_fine = tuple(reversed(widths))
         shuffled = [kind == "none" for kind in switching] + [False]  # whether a shuffle takes the output of step k - 1
 
@@ -242,6 +262,14 @@ class Decoder(Chain):
             ]
 
         super().__init__(latents, layers, name="decoder")
+        self.linear = None
+        if linear:
+            self.linear = tf.keras.layers.Conv2DTranspose(3, BLOCK, BLOCK, dtype="float32", name="linear")
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        if self.linear is not None and not self.linear.built:
+            self.linear.build([None, None, None, self.channels])
 
     def call(self, latents, switch=()):
         """switch: those of the upsamplings that are "true", coarse to fine, int32 [B, H, W, C] each."""
@@ -254,4 +282,5 @@ class Decoder(Chain):
                 logits.append(predicted)
             else:
                 x = layer(x)
-        return self.layers[-1](x), maps, logits
+        images = self.layers[-1](x)
+        return images if self.linear is None else images + self.linear(latents), maps, logits

@@ -89,14 +89,16 @@ def principal_components(widths: Sequence[int]) -> list[Stage]:
     return stages
 
 
-def covariance(side: int, correlation: float = PIXEL_CORRELATION) -> np.ndarray:
+def covariance(
+    side: int, correlation: float = PIXEL_CORRELATION, colour_correlation: float = COLOUR_CORRELATION
+) -> np.ndarray:
     """Models the covariance of a square block [side, side, 3] of photographs: float64 [3 side², 3 side²].
 
-    correlation: of pixels at a distance of 1.
+    correlation: of pixels at a distance of 1; colour_correlation: of the colours of a pixel.
     """
     y, x = np.mgrid[:side, :side].reshape(2, -1)
     distance = np.hypot(y[:, None] - y, x[:, None] - x)
-    colours = np.full([3, 3], COLOUR_CORRELATION) + (1 - COLOUR_CORRELATION) * np.eye(3)
+    colours = np.full([3, 3], colour_correlation) + (1 - colour_correlation) * np.eye(3)
     return np.kron(correlation**distance, colours)
 
 

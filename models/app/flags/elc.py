@@ -58,14 +58,16 @@ class ElcFlags(base.Flags):
         )
         model.add_argument(
             "--classifier",
-            metavar="FILE",
-            help="For stage classification: the classifier, of `python -m train.classifier`. It stays as it is.",
+            metavar="NAME|FILE",
+            help="For stage classification: the classifier, which stays as it is: efficientnet_lite0, which ships, or a "
+            "file of `python -m train.classifier`.",
         )
         model.add_argument(
             "--perceptual",
             metavar="WEIGHTS",
-            help="For stage adversarial: the network of the perceptual distance: imagenet (Keras downloads VGG16), a "
-            "file of Keras' for VGG16 without its top (.h5), or a classifier of ours (.safetensors).",
+            help="For stage adversarial: the network of the perceptual distance: efficientnet_lite0, which ships; "
+            "another classifier of ours (.safetensors); imagenet (Keras downloads VGG16); or a file of Keras' for VGG16 "
+            "without its top (.h5).",
         )
 
     def check_train_flags(self, args) -> None:
@@ -74,8 +76,6 @@ class ElcFlags(base.Flags):
             raise UserError(
                 f"--stage {args.stage} goes on from the weights of stage {before}: name their file with --init_weights"
             )
-        if args.stage == "classification" and not args.labelled:
-            raise UserError("--stage classification needs images with labels: name their folder with --labelled")
         if args.classifier and args.stage != "classification":
             raise UserError("--classifier is for --stage classification; later stages keep it")
         if args.stage == "adversarial" and (args.runtime == "pjrt" or args.export_only or args.import_state):
@@ -101,11 +101,15 @@ class ElcFlags(base.Flags):
             raise UserError(
                 f"{path}: weights of stage {before.stage}; --stage {args.stage} goes on from {' or '.join(allowed)}"
             )
-        tail = classifier.load(args.classifier) if args.classifier else None
+        tail = classifier.load(classifier.find(args.classifier)) if args.classifier else None
         if args.stage == "classification" and before.stage == "base" and tail is None:
             raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
         lambda_class = LAMBDA_CLASS if args.lambda_class is None else args.lambda_class
         codec = ELC.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=lambda_class)
+        if args.stage == "classification" and not args.labelled:
+            if tail is None:
+                raise UserError("without --labelled the images have to be shown to the whole --classifier: name it")
+            codec.features_at_cut = tail.features_at_cut
         if args.stage == "adversarial":
             codec.perceptual_features = perceptual_features(args.perceptual)
         return codec
@@ -147,6 +151,8 @@ def perceptual_features(source: str | None):
         return None
     if source.endswith(".safetensors"):
         return classifier.load(source).features
+    if classifier.shipped(source):
+        return classifier.load(classifier.find(source)).features
     try:
         return deep_features.vgg16(source)
     except Exception as error:  # of h5py, of the download, of shapes: an exception type for each

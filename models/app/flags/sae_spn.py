@@ -26,6 +26,7 @@ class SaeSpnFlags(base.Flags):
             help="How the decoder upsamples: sae_spn by switches that it predicts (the default), sae by pixel shuffles "
             "alone, swwae by the switches of the encoder, which its files carry.",
         )
+        base.add_start_flag(parser)
         base.add_stage_flag(
             parser,
             "1 trains the autoencoder; 2 goes on from its weights (--init_weights) against a discriminator.",
@@ -66,7 +67,11 @@ class SaeSpnFlags(base.Flags):
             config, variant = before.config, before.variant
         features = load_features(args.perceptual_model)
         codec = SAESPN(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
-        return training.warm_start(codec, before) if before else codec
+        if before:
+            return training.warm_start(codec, before)
+        if args.start == "pca" and config.linear:
+            codec.init_pca()
+        return codec
 
     def add_compress_flags(self, parser, rate) -> None:
         """Adds no flags: weights of SAE-SPN have one rate."""
