@@ -187,8 +187,8 @@ class ELC(Codec):
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
         self.track(METRICS[stage])
-        #: What the classifier makes of images at its cut, for stage "classification" without labels: images in 0..255 ->
-        #: features at 1/8. None: there are labels.
+        #: What the classifier makes of images at its cut, for stage "classification" without labels: images in 0..255
+        #: -> features at 1/8. None: there are labels.
         self.features_at_cut: Callable[[tf.Tensor], tf.Tensor] | None = None
         #: Features that the adversarial stage compares images by, see `transforms.losses.deep_features`; None: not at
         #: all.
@@ -330,7 +330,7 @@ class ELC(Codec):
         if self.stage == "classification" and tuple(classes) != self.labels:
             raise UserError(
                 f"the classifier's {len(self.labels)} labels ({_some(self.labels)}) are not the {len(classes)} classes "
-                f"of the images ({_some(classes)})"
+                f"of the images ({_some(classes)}); without --labelled its own answers are matched"
             )
 
     def losses(self, batch, training: bool) -> dict[str, tf.Tensor]:

@@ -19,6 +19,7 @@ from models.io.files import PathLike, atomic_write
 
 ANCHORS = Path(__file__).resolve().parents[2] / "res" / "eval" / "anchors.json"
 KEYS = ("bpp", "psnr", "ms_ssim")
+PERCEPTUAL = ("ssimulacra2", "feature_distance")
 _OF = {"psnr": "", "ms_ssim": " (MS-SSIM)"}  # as lines have it
 AXES = {"psnr": "PSNR, dB (RGB)", "ms_ssim": "MS-SSIM, dB (RGB)"}
 
@@ -33,6 +34,7 @@ class Measurement:
       height, width: in pixels.
       psnr: dB.
       ms_ssim: 0..1, NaN where the image is too small for it.
+      ssimulacra2, feature_distance: as of `eval.perceptual`; None where nobody asked for them.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Measurement:
     width: int
     psnr: float
     ms_ssim: float
+    ssimulacra2: float | None = None
+    feature_distance: float | None = None
 
     @property
     def bpp(self) -> float:
@@ -84,7 +88,8 @@ class Curve:
 def mean(measurements: Sequence[Measurement]) -> dict[str, float]:
     """Means over images of `bpp`, `psnr` and `ms_ssim`: each the mean of the per-image values, as usual.
 
-    Images without an MS-SSIM do not count in its mean; where none has one it is NaN.
+    Also of `ssimulacra2` and `feature_distance`, where they were measured. Images without an MS-SSIM do not count
+    in its mean; where none has one it is NaN.
 
     Raises:
       ValueError: there is no image.
@@ -92,10 +97,12 @@ def mean(measurements: Sequence[Measurement]) -> dict[str, float]:
     if not measurements:
         raise ValueError("no images to average")
     known = [m.ms_ssim for m in measurements if not math.isnan(m.ms_ssim)]
+    seen = {name: [getattr(m, name) for m in measurements] for name in PERCEPTUAL}
     return {
         "bpp": float(np.mean([m.bpp for m in measurements])),
         "psnr": float(np.mean([m.psnr for m in measurements])),
         "ms_ssim": float(np.mean(known)) if known else math.nan,
+        **{name: float(np.mean(values)) for name, values in seen.items() if None not in values},
     }
 
 
@@ -113,19 +120,21 @@ def table(measurements: Sequence[Measurement]) -> str:
     average = mean(measurements)
     label = f"mean of {len(measurements)}"
     width = max(len("image"), len(label), *(len(m.name) for m in measurements))
-    lines = [f"{'image':{width}}  {'size':>11}  {'bytes':>9}  {'bpp':>7}  {'PSNR':>6}  {'MS-SSIM':>7}"]
+    head = f"{'image':{width}}  {'size':>11}  {'bytes':>9}  {'bpp':>7}  {'PSNR':>6}  {'MS-SSIM':>7}"
+    seen = [name for name in PERCEPTUAL if name in average]
+    lines = [head + "".join(f"  {name.replace('_', ' '):>16}" for name in seen)]
     for m in measurements:
         size = f"{m.width}x{m.height}"
-        figures = _figures(m.bpp, m.psnr, m.ms_ssim)
+        figures = _figures(m.bpp, m.psnr, m.ms_ssim, *(getattr(m, name) for name in seen))
         lines.append(f"{m.name:{width}}  {size:>11}  {m.num_bytes:>9}  {figures}")
     total = sum(m.num_bytes for m in measurements)
-    lines.append(f"{label:{width}}  {'':>11}  {total / len(measurements):>9.0f}  {_figures(**average)}")
+    lines.append(f"{label:{width}}  {'':>11}  {total / len(measurements):>9.0f}  {_figures(*average.values())}")
     return "\n".join(lines)
 
 
-def _figures(bpp: float, psnr: float, ms_ssim: float) -> str:
+def _figures(bpp: float, psnr: float, ms_ssim: float, *perceptual: float) -> str:
     similarity = "-" if math.isnan(ms_ssim) else f"{ms_ssim:.5f}"
-    return f"{bpp:>7.4f}  {psnr:>6.3f}  {similarity:>7}"
+    return f"{bpp:>7.4f}  {psnr:>6.3f}  {similarity:>7}" + "".join(f"  {value:>16.3f}" for value in perceptual)
 
 
 def write_json(path: PathLike, measurements: Sequence[Measurement], force: bool = False, **facts: Any) -> None:
@@ -137,7 +146,7 @@ def write_json(path: PathLike, measurements: Sequence[Measurement], force: bool 
     Raises:
       UserError: as of `models.io.files.atomic_write`.
     """
-    images = [{**asdict(m), "bpp": m.bpp} for m in measurements]
+    images = [{key: v for key, v in {**asdict(m), "bpp": m.bpp}.items() if v is not None} for m in measurements]
     text = json.dumps(finite({**facts, "mean": mean(measurements), "pictures": images}), indent=1)
     atomic_write(path, (text + "\n").encode(), force)
 

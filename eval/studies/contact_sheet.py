@@ -2,9 +2,8 @@
 sheet.jpg`.
 
 Each image through each of the weights files, of any models of the zoo, by real files; and through JPEG, WebP and AVIF
-at no more bytes than the first of them takes, or at the smallest file that they can write. Prints bpp, PSNR, MS-SSIM
-and, where `--perceptual` names a network, the distance of `transforms.losses.deep_features`; draws a row for each
-image.
+at no more bytes than the first of them takes, at the size of the image that suits them best (`classical.within_bytes`).
+Prints bpp, PSNR, MS-SSIM and, with `--perceptual`, what `eval/perceptual.py` measures; draws a row for each image.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from eval import classical, metrics
+from eval import classical, metrics, perceptual
 from eval.demo import side_by_side
 from models.io.errors import UserError
 from models.io.files import expand_inputs
@@ -42,8 +42,8 @@ def files(image: np.ndarray, codecs: dict) -> dict[str, tuple[int, np.ndarray]]:
         result[name] = len(data), codec.decompress(data)
     limit = next(iter(result.values()))[0]
     for name in CLASSICAL:
-        data = classical.at_bytes_or_least(name, image, limit)
-        result[name] = len(data), classical.decode(data)
+        data, shown = classical.within_bytes(name, image, limit)
+        result[name] = len(data), shown
     return result
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="Weights files.")
     parser.add_argument("--show", type=int, default=4, help="How many of the images to draw; all are measured.")
     parser.add_argument("--width", type=int, default=384, help="Of a panel, in pixels; larger images are cut.")
-    parser.add_argument("--perceptual", metavar="WEIGHTS", help="As of `models/elc.py train`.")
+    parser.add_argument("--perceptual", action="store_true", help="As of `evaluate`.")
     parser.add_argument("-o", "--output", default="sheet.jpg", help="The contact sheet.")
     args = parser.parse_args(arguments)
     try:
@@ -74,39 +74,30 @@ def _run(args) -> int:
     from models.codec import load
 
     codecs = {name: load(path) for name, path in zip(names_of(args.weights), args.weights)}
-    distance = _perceptual(args.perceptual)
+    judges = defaultdict(perceptual.Judge) if args.perceptual else {}
     rows, figures = [], {}
     for path in expand_inputs(args.images):
         image = read_image(path)
         panels = {"original": image}
         for name, (size, decoded) in files(image, codecs).items():
             measured = [metrics.bpp(size, *image.shape[:2]), metrics.psnr(image, decoded)]
-            measured += [metrics.ms_ssim(image, decoded), *([distance(image, decoded)] if distance else [])]
+            measured.append(metrics.ms_ssim(image, decoded))
+            if args.perceptual:
+                measured += judges[name].measure(image, decoded).values()
             figures.setdefault(name, []).append(measured)
             panels[f"{name}: {measured[0]:.3f} bpp, {measured[1]:.2f} dB"] = decoded
         if len(rows) < args.show:
             cut = min(args.width, *(panel.shape[1] for panel in panels.values()))
             rows.append(side_by_side({text: panel[: cut * 3 // 4, :cut] for text, panel in panels.items()}))
-    print(f"{'means':16} {'bpp':>8} {'PSNR':>7} {'MS-SSIM':>8}{'  perceptual' if distance else ''}")
+    columns = ["ssimulacra2", "features", "Fréchet"] if args.perceptual else []
+    print(f"{'means':16} {'bpp':>8} {'PSNR':>7} {'MS-SSIM':>8}" + "".join(f" {column:>12}" for column in columns))
     for name, measured in figures.items():
-        mean = np.mean(measured, 0)
-        print(f"{name:16} {mean[0]:8.4f} {mean[1]:7.2f} {mean[2]:8.4f}{f'{mean[3]:12.4f}' if distance else ''}")
+        bpp, psnr, ms_ssim, *seen = np.mean(measured, 0)
+        seen += [judges[name].frechet().distance] if args.perceptual else []
+        print(f"{name:16} {bpp:8.4f} {psnr:7.2f} {ms_ssim:8.4f}" + "".join(f" {value:12.4f}" for value in seen))
     width = min(row.shape[1] for row in rows)
     write_image(args.output, np.concatenate([row[:, :width] for row in rows]), force=True)
     return 0
-
-
-def _perceptual(which: str | None):
-    """The distance of two images, uint8 [H, W, 3], if a network is named for it."""
-    if which is None:
-        return None
-    import tensorflow as tf
-
-    from models.app.flags.elc import perceptual_features
-    from transforms.losses import deep_features
-
-    features = perceptual_features(which)
-    return lambda *pair: float(deep_features.distance(features, *(tf.cast(x[None], tf.float32) for x in pair))[0])
 
 
 if __name__ == "__main__":

@@ -240,6 +240,12 @@ def _add_evaluate(subcommands, card: registry.Card) -> None:
         "your own `python -m eval.anchors` makes such a file.",
     )
     parser.add_argument(
+        "--perceptual",
+        action="store_true",
+        help="Also SSIMULACRA2, a distance of deep features and, of all images together, a Fréchet distance of them "
+        "(pip install ssimulacra2==0.3.0). See res/doc/methods.md.",
+    )
+    parser.add_argument(
         "--record",
         metavar="NAME",
         help="Also write the mean figures into the header of the weights file, under this name, such as kodak.",

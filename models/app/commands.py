@@ -232,7 +232,7 @@ def guarded(function, *args, **kwargs):
 
 
 def evaluate(model: str, args: argparse.Namespace) -> int:
-    from eval import report, sweep
+    from eval import perceptual, report, sweep
     from models.codec.distortion import MSE
     from models.codec.ladder import Ladder
 
@@ -240,6 +240,7 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     if not inputs:
         return code
     names = files.distinct_names({path: Path(path.name) for path in inputs})
+    judge = perceptual.Judge() if args.perceptual else None
     figures = files.target_of(args.json) if args.json else None
     for target in filter(None, (figures, args.plot)):
         files.check_target(target, args.force)
@@ -275,13 +276,14 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     to_device = figures is not None and files.is_device(figures)
     lines = sys.stderr if to_device else sys.stdout
     read = _reader()
-    curve = []
+    curve, points = [], []
     for quality in args.quality:
         measurements = []
 
         def work(source: Path, quality=quality, measurements=measurements) -> None:
             controls = {} if quality is None else {"quality": quality}
-            measure = guarded(sweep.measure, codec, read(source), str(names[source]), options, **controls)
+            image, name = read(source), str(names[source])
+            measure = guarded(sweep.measure, codec, image, name, options, judge=judge, **controls)
             measurements.append(measure)
 
         code = each(list(inputs), work) or code
@@ -289,15 +291,25 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
             return code
         table = report.table(measurements)
         print(table if quality is None else f"quality {quality:g}\n{table}", file=lines)
+        seen = {}
+        if judge:
+            crowd = judge.frechet()
+            seen = {"frechet_distance": crowd.distance, "patches": crowd.patches}
+            print(
+                f"Fréchet distance {crowd.distance:.4f} of {crowd.patches} patches, "
+                f"{crowd.of_half:.4f} of every other one",
+                file=lines,
+            )
         if args.anchors is not None:
             print(report.standing(report.mean(measurements), anchors, metric), file=lines)
         lines.flush()  # a quality can take minutes, and this can be a file
         curve.append(measurements)
+        points.append({"quality": quality, **report.mean(measurements), **seen})
         # After each quality, so that who stops before the last one keeps the others; what is written to a device stays.
         if figures and (not to_device or len(curve) == len(args.quality)):
             if len(args.quality) > 1:
-                facts["curve"] = [{"quality": q, **report.mean(m)} for q, m in zip(args.quality, curve)]
-            report.write_json(figures, measurements, force=args.force or len(curve) > 1, **facts)
+                facts["curve"] = points
+            report.write_json(figures, measurements, force=args.force or len(curve) > 1, **facts, **seen)
     test = report.curve_of(f"{model} {path.stem}" if one_set else model, curve)
     if len(curve) > 1 and anchors:
         print(report.bd_rates(test, anchors, metric), file=lines)

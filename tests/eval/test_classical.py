@@ -114,8 +114,14 @@ def test_at_bytes_reaches_both_ends(sample):
 
 
 def test_a_codec_that_cannot_go_so_low_gives_its_least(sample):
-    assert classical.at_bytes_or_least("jpeg", sample, 10) == classical.encode("jpeg", sample, 1)
-    assert classical.at_bytes_or_least("jpeg", sample, 9000) == classical.at_bytes("jpeg", sample, 9000)[0]
+    data, shown = classical.within_bytes("jpeg", sample, 9000)
+    assert data == classical.at_bytes("jpeg", sample, 9000)[0]
+    np.testing.assert_array_equal(shown, classical.decode(data))
+    half, shown = classical.within_bytes("jpeg", sample, 2200)  # whole it is a file of 2,500 bytes at least
+    assert len(half) <= 2200 and shown.shape == sample.shape
+    assert classical.decode(half).shape[0] < sample.shape[0]
+    least = classical.within_bytes("jpeg", sample, 10)[0]
+    assert classical.decode(least).shape[0] == -(-sample.shape[0] // 3)
 
 
 def test_mistakes_are_refused(sample):

@@ -132,7 +132,7 @@ def tiny_elc(steps: int) -> elc.ELC:
         hyper_features=12,
         parameter_widths=(16, 16),
         transform_width=6,
-        classifier_widths=(8, 8, 8, 8, 16),
+        classifier=(8, 8, 8, 8, 16),
         enhanced_width=4,
         growth=4,
         dense_blocks=1,
@@ -144,7 +144,7 @@ def tiny_elc(steps: int) -> elc.ELC:
     kernel = base.named_variables()["analysis/layers/7/kernel"]
     kernel.assign(16 * kernel)
     fit(base, steps, 1e-2)
-    classification = elc.ELC.following(base, "classification", Classifier(config.classifier_widths, LABELS))
+    classification = elc.ELC.following(base, "classification", Classifier(config.classifier, LABELS))
     codec = elc.ELC.following(classification, "decoder")
     codec.enhancement.fuse.kernel.assign(tf.random.normal(codec.enhancement.fuse.kernel.shape, stddev=0.02))
     return codec

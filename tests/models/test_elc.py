@@ -19,6 +19,9 @@ from models.io import images
 from models.io.errors import UserError
 from models.tasks import classifier as classifiers
 from models.tasks.classifier import Classifier
+from train import labelled
+
+RES = Path(__file__).parents[2] / "res"
 
 LABELS = ("parrot", "leaf", "other")
 
@@ -26,7 +29,7 @@ LABELS = ("parrot", "leaf", "other")
 @pytest.fixture(scope="module")
 def classifier(tiny_elc):
     tf.keras.utils.set_random_seed(2)
-    return Classifier(tiny_elc.config.classifier_widths, LABELS)
+    return Classifier(tiny_elc.config.classifier, LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +233,9 @@ def test_what_a_stage_begins_with(stages, classifier):
     features = tf.random.stateless_normal([1, 4, 4, 8], [3, 4])
     np.testing.assert_allclose(fresh.classifier(features), classifier.tail(features), rtol=1e-5)
     other = Classifier((8, 8, 8, 16, 16), LABELS)
+    assert ELC.following(stages["base"], "classification", other).config.classifier == (8, 8, 8, 16, 16)
     with pytest.raises(UserError, match="8,8,8,16,16, and the codec is made for a small network of widths 8,8,8,8,16"):
-        ELC.following(stages["base"], "classification", other)
+        ELC.following(classification, "classification", other)
 
 
 def test_the_discriminator_is_not_in_the_weights(stages, crop):
@@ -253,7 +257,7 @@ def test_what_cannot_be_built_is_refused():
 
 
 def test_base_is_the_paper():
-    assert PRESETS["base"] == Config() and Config().width == 192 and Config().classifier_widths == ()
+    assert PRESETS["base"] == Config() and Config().width == 192 and Config().classifier == "resnet50"
     assert elc.LAMBDA["base"] == 0.0018 and elc.LAMBDA["adversarial"] * 255**2 == pytest.approx(250)
 
 
@@ -263,7 +267,7 @@ def test_base_is_the_paper():
 def test_resnet50_is_cut_where_the_features_are():
     """Front and tail are the network, whose features at the cut are 512 channels at 1/8."""
     net = classifiers._resnet50()
-    front, tail = classifiers.Front(()), classifiers.Tail((), 3)
+    front, tail = classifiers.Front("resnet50"), classifiers.Tail("resnet50", 3)
     for part in (front.net, tail.net):
         for layer in part.layers:
             if layer.weights:
@@ -287,6 +291,54 @@ def test_classifier_file(classifier, tmp_path, tiny_elc_weights, crop):
         classifiers.load(tiny_elc_weights)
     with pytest.raises(UserError, match="no model is called 'classifier'"):
         load(path)
+
+
+def test_without_labels_the_answer_to_the_original_is_matched(stages, classifier, batch):
+    """Features and logits of the image itself; a codec whose features are those loses nothing."""
+    codec = ELC.following(stages["base"], "classification", classifier)
+    codec.features_at_cut = classifier.features_at_cut
+    images = batch[0]
+    figures = codec.losses((images, None), training=False)
+    rate, error = figures["bpp"] + codec.lmbda * figures["mse"], figures["cross_entropy"] + figures["features"]
+    assert float(figures["loss"]) == pytest.approx(float(rate + codec.lambda_class * error), rel=1e-5)
+    features = classifier.features_at_cut(images)
+    codec.feature_transform = lambda latents: features
+    figures = codec.losses((images, None), training=False)
+    assert figures["features"] == 0 and figures["top1"] == 1
+    assert float(figures["cross_entropy"]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_networks_that_ship_know_what_they_see(name):
+    classifier = classifiers.load(classifiers.find(name))
+    assert len(classifier.labels) == 1000
+    for photograph, label in (
+        ("photos/a83533daf0a3f230.jpg", "golden_retriever"),
+        ("eval/kodim23_512x384.png", "macaw"),
+    ):
+        image = labelled.scaled(images.read_image(RES / photograph), 224)
+        probabilities = tf.nn.softmax(classifier(image[None]))[0].numpy()
+        assert classifier.labels[probabilities.argmax()] == label and probabilities.max() > 0.5
+
+
+def test_a_network_of_imagenet_behind_the_latents(stages, run, eagerly, crop, batch):
+    """From the base stage to a file that says what is in the image: without labels, with the name of a classifier."""
+    for n in range(3):
+        Image.fromarray(crop(64, 80, 60 * n)).save(f"{n}.png")
+    stages["base"].calibrate(batch[0])
+    stages["base"].save("base.safetensors")
+    flags = ["--train_glob", "*.png", "--patchsize", 64, "--batchsize", 2, "--epochs", 1, "--steps_per_epoch", 2]
+    flags += ["--validation_steps", 1, "--calibration", 16, "--init_weights", "base.safetensors"]
+    stage = ["train", "--stage", "classification", "--classifier", "efficientnet_lite0"]
+    assert run(*stage, *flags, "--train_path", "two") == 0
+    codec = load("two/final.safetensors")
+    assert codec.config.classifier == "efficientnet_lite0" and len(codec.labels) == 1000
+    Path("a.tfci").write_bytes(codec.compress(crop(64, 64)))
+    names = "--classes", "tench, French horn,GOLF_BALL"
+    assert run("classify", "a.tfci", "--weights", "two/final.safetensors", *names) == 0
+    assert {line.split("%")[1].strip() for line in run.out.splitlines()[1:]} == {"tench", "French_horn", "golf_ball"}
+    assert run(*stage[:-1], "efficientnet_lite9", *flags, "--train_path", "no") == 1
+    assert run.err.strip().splitlines()[-1] == "error: efficientnet_lite9: no such weights file"
 
 
 # --- the command line --------------------------------------------------------------------------------------------
@@ -322,6 +374,12 @@ def test_one_file_two_readers(run, tiny_elc, tiny_elc_weights, crop):
     Path("names.txt").write_text("Papagei\nBlatt\nAnderes\n", encoding="utf-8")
     assert run("classify", "a.png.tfci", "--weights", tiny_elc_weights, "--labels", "names.txt") == 0
     assert ["Papagei", "Blatt", "Anderes"][order[0]] in run.out.splitlines()[1]
+    assert run("classify", "a.png.tfci", "--weights", tiny_elc_weights, "--classes", "Leaf, other") == 0
+    lines = [line.split("%") for line in run.out.strip().splitlines()[1:]]
+    assert {name.strip() for _, name in lines} == {"leaf", "other"}
+    assert sum(float(share) for share, _ in lines) == pytest.approx(100, abs=0.02)
+    assert run("classify", "a.png.tfci", "--weights", tiny_elc_weights, "--classes", "leaf,tree") == 1
+    assert run.err.strip() == "error: --classes tree: no class is called so"
 
 
 def test_files_that_cannot_be_classified(run, tiny_elc, tiny_elc_weights, stages, crop):
@@ -343,10 +401,7 @@ def test_files_that_cannot_be_classified(run, tiny_elc, tiny_elc_weights, stages
     [
         (("--stage", "classification", "--labelled", "x"), "weights of stage base: name their file"),
         (("--stage", "adversarial", "--train_glob", "x"), "weights of stage decoder: name their file"),
-        (
-            ("--stage", "classification", "--train_glob", "x", "--init_weights", "x"),
-            "name their folder with --labelled",
-        ),
+        (("--stage", "classification", "--train_glob", "x", "--init_weights", "x"), "needs images with labels"),
         (
             ("--stage", "decoder", "--train_glob", "x", "--init_weights", "x", "--classifier", "y"),
             "--classifier is for",
@@ -377,15 +432,15 @@ def test_training_goes_on_from_the_stage_before(run, eagerly, stages, classifier
     stages["base"].calibrate(batch[0])
     stages["base"].save("base.safetensors")
     classifier.save_file("classifier.safetensors")
-    Classifier(classifier.widths, ("a", "b")).save_file("two.safetensors")
+    Classifier(classifier.architecture, ("a", "b")).save_file("two.safetensors")
     common = ["--patchsize", 32, "--batchsize", 2, "--epochs", 1, "--steps_per_epoch", 2]
     common += ["--validation_steps", 1, "--calibration", 16]
     stage = ["--stage", "classification", "--labelled", "photos", "--init_weights", "base.safetensors", *common]
     assert run("train", *stage) == 1
     assert "needs a --classifier" in run.err
     assert run("train", *stage, "--classifier", "two.safetensors", "--train_path", "no") == 1
-    assert run.err.strip().splitlines()[-1].endswith("are not the 3 classes of the images (leaf, other, parrot)")
-    ordered = Classifier(classifier.widths, sorted(LABELS))
+    assert "are not the 3 classes of the images (leaf, other, parrot); without" in run.err.strip().splitlines()[-1]
+    ordered = Classifier(classifier.architecture, sorted(LABELS))
     ordered.save_file("classifier.safetensors")
     assert run("train", *stage, "--classifier", "classifier.safetensors", "--train_path", "two") == 0
     codec = load("two/final.safetensors")

@@ -34,7 +34,7 @@ def test_compresses_and_decompresses(path):
 
 def test_the_classifier_is_the_one_of_elc():
     shipped, elc = classifier.load(weights.SHIPPED / "classifier" / "small.safetensors"), load(weights.default("elc"))
-    assert shipped.labels == elc.labels and shipped.widths == elc.config.classifier_widths
+    assert shipped.labels == elc.labels and shipped.architecture == elc.config.classifier
     kernels = [net.predictions.kernel.numpy() for net in (shipped.tail, elc.classifier)]
     np.testing.assert_array_equal(*kernels)
 

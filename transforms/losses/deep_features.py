@@ -79,8 +79,13 @@ def distance(features: Features, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     At each position of each layer the activations are scaled to length 1; squared differences are summed over channels,
     averaged over positions, and summed over layers.
     """
+    return between(features(a), features(b))
+
+
+def between(a: Sequence[tf.Tensor], b: Sequence[tf.Tensor]) -> tf.Tensor:
+    """As `distance`, of the activations of two lots of images."""
     total = 0.0
-    for x, y in zip(features(a), features(b)):
+    for x, y in zip(a, b):
         x, y = (tf.math.l2_normalize(tf.cast(v, tf.float32), axis=-1, epsilon=1e-10) for v in (x, y))
         total += tf.reduce_mean(tf.reduce_sum(tf.math.squared_difference(x, y), -1), [1, 2])
     return total

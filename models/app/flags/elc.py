@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,11 +25,7 @@ class ElcFlags(base.Flags):
         return {
             "classify": base.StreamCommand(
                 "Names the five most probable classes of images from their files; no image is decoded.",
-                lambda parser: parser.add_argument(
-                    "--labels",
-                    metavar="FILE",
-                    help="Names of the classes, one a line; by default those of the weights.",
-                ),
+                add_classify_flags,
                 classify,
             )
         }
@@ -59,15 +56,15 @@ class ElcFlags(base.Flags):
         model.add_argument(
             "--classifier",
             metavar="NAME|FILE",
-            help="For stage classification: the classifier, which stays as it is: efficientnet_lite0, which ships, or a "
-            "file of `python -m train.classifier`.",
+            help="For stage classification: the classifier, which stays as it is: efficientnet_lite0, which ships, or "
+            "a file of `python -m train.classifier`.",
         )
         model.add_argument(
             "--perceptual",
             metavar="WEIGHTS",
             help="For stage adversarial: the network of the perceptual distance: efficientnet_lite0, which ships; "
-            "another classifier of ours (.safetensors); imagenet (Keras downloads VGG16); or a file of Keras' for VGG16 "
-            "without its top (.h5).",
+            "another classifier of ours (.safetensors); imagenet (Keras downloads VGG16); or a file of Keras' for "
+            "VGG16 without its top (.h5).",
         )
 
     def check_train_flags(self, args) -> None:
@@ -75,6 +72,11 @@ class ElcFlags(base.Flags):
         if args.stage != "base" and not args.init_weights:
             raise UserError(
                 f"--stage {args.stage} goes on from the weights of stage {before}: name their file with --init_weights"
+            )
+        if args.stage == "classification" and not (args.labelled or args.classifier):
+            raise UserError(
+                "--stage classification needs images with labels (--labelled), or the --classifier whose answers to "
+                "images without labels are to be kept"
             )
         if args.classifier and args.stage != "classification":
             raise UserError("--classifier is for --stage classification; later stages keep it")
@@ -107,8 +109,6 @@ class ElcFlags(base.Flags):
         lambda_class = LAMBDA_CLASS if args.lambda_class is None else args.lambda_class
         codec = ELC.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=lambda_class)
         if args.stage == "classification" and not args.labelled:
-            if tail is None:
-                raise UserError("without --labelled the images have to be shown to the whole --classifier: name it")
             codec.features_at_cut = tail.features_at_cut
         if args.stage == "adversarial":
             codec.perceptual_features = perceptual_features(args.perceptual)
@@ -121,12 +121,46 @@ class ElcFlags(base.Flags):
         return {}
 
 
+def add_classify_flags(parser) -> None:
+    """Adds the flags of `classify`."""
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="Names of the classes, one a line; by default those of the weights.",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="NAME[,…]",
+        help="Chooses among these classes alone; their probabilities add up to 1.",
+    )
+
+
 def classify(codec, args, data: bytes) -> str:
-    """The five most probable classes of a file, a line each; --labels FILE names them anew."""
+    """The five most probable classes of a file, a line each; --labels FILE names them anew, --classes chooses some."""
     probabilities = codec.classify(data)
     labels = codec.labels if args.labels is None else read_labels(args.labels, len(probabilities))
+    if args.classes is not None:
+        chosen = numbers_of(args.classes.split(","), labels)
+        labels, probabilities = [labels[k] for k in chosen], probabilities[chosen] / np.sum(probabilities[chosen])
     best = np.argsort(-probabilities, kind="stable")[:5]
     return "\n".join(f"{100 * probabilities[k]:7.2f} %  {labels[k]}" for k in best)
+
+
+def numbers_of(names: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """The numbers of classes by name, whatever the case of its letters; spaces may stand for underscores.
+
+    UserError if there is no class of a name.
+    """
+
+    def key(name: str) -> str:
+        return name.strip().replace(" ", "_").casefold()
+
+    known = [key(label) for label in labels]
+    for name in names:
+        if key(name) not in known:
+            raise UserError(f"--classes {name}: no class is called so")
+    wanted = {key(name) for name in names}
+    return [number for number, label in enumerate(known) if label in wanted]
 
 
 def read_labels(path, count: int) -> list[str]:
