@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.io.errors import UserError, one_line
+from models.tasks import classifier as classifiers
 
 CELL = 16
 START = -2.0  # of the map before its sigmoid: a quality of 0.12
@@ -67,13 +68,17 @@ class Classifier:
 
 
 def load_classifier(name: str) -> Classifier:
-    """A classifier by name: a SavedModel folder, a .keras or .h5 file, or the name of a class of keras.applications.
+    """A classifier by name.
 
-    Images are resized to what a network of keras.applications takes, as is usual for those; a file's own have to fit.
+    One that ships, such as efficientnet_lite0, or a file of `train/classifier.py`; a SavedModel folder, a .keras or .h5
+    file; or the name of a class of keras.applications. Images are resized to what a network of keras.applications takes,
+    as is usual for those; a file's own have to fit.
 
     Raises:
       UserError: it is none of these, or takes no images.
     """
+    if classifiers.shipped(name) or name.endswith(".safetensors"):
+        return Classifier(classifiers.load(classifiers.find(name)))
     try:
         if os.path.exists(name):
             return Classifier(tf.keras.models.load_model(name, compile=False))

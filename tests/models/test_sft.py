@@ -312,6 +312,18 @@ def test_bad_classifiers(tmp_path):
         task_map.load_classifier(str(tmp_path / "model.keras"))
 
 
+def test_a_classifier_that_ships_has_a_gradient_and_takes_any_size():
+    judge = task_map.load_classifier("efficientnet_lite0")
+    judge.check(48, 80)
+    images = tf.random.stateless_uniform([1, 48, 80, 3], [1, 2], 0, 255)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        log_probabilities = judge.log_probabilities(images)
+    assert log_probabilities.shape == (1, 1000)
+    assert float(tf.reduce_sum(tf.exp(log_probabilities))) == pytest.approx(1, abs=1e-4)
+    assert float(tf.reduce_max(tf.abs(tape.gradient(log_probabilities, images)))) > 0
+
+
 # --- the command line --------------------------------------------------------------------------------------------
 
 
@@ -401,7 +413,7 @@ def test_evaluate_gives_a_curve(run):
 
 
 def test_evaluate_that_is_stopped_keeps_what_it_has(run, monkeypatch):
-    def measure(codec, image, name, *options, quality):
+    def measure(codec, image, name, *options, judge, quality):
         if quality:
             raise KeyboardInterrupt
         return once(codec, image, name, *options, quality=quality)

@@ -86,8 +86,8 @@ class SftFlags(base.Flags):
         where.add_argument(
             "--task_model",
             metavar="MODEL",
-            help="A classifier whose answer the image has to keep at the fewest bits: a Keras SavedModel or .keras "
-            "file, or the name of a network in keras.applications.",
+            help="A classifier whose answer the image has to keep at the fewest bits: efficientnet_lite0, which "
+            "ships; a Keras SavedModel or .keras file; or the name of a network in keras.applications.",
         )
         parser.add_argument(
             "--task_weight",
