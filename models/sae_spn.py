@@ -322,7 +322,7 @@ class SAESPN(Codec):
         """
         figures, shown = self._forward(images, training)
         if self.discriminator:  # the gradient penalty has no say in how well it tells images apart
-            figures["discriminator"] = self.discriminator_loss(shown, penalty=float(training))
+            figures |= self.verdict(shown, penalty=float(training))
         return figures
 
     def generator(self, data):
@@ -357,9 +357,9 @@ class SAESPN(Codec):
             loss += weights["adversarial"] * figures["adversarial"]
         return {**figures, "loss": loss}, (2 * self.normalise(padded), fakes)
 
-    def discriminator_loss(self, shown, penalty: float = 1.0) -> tf.Tensor:
+    def verdict(self, shown, penalty: float = 1.0) -> dict[str, tf.Tensor]:
         """The discriminator's loss for photographs and reconstructions in -1..1; see `models/codec/adversarial.py`."""
-        return networks.discriminator_loss(self.discriminator, *shown, penalty)
+        return {"discriminator": networks.discriminator_loss(self.discriminator, *shown, penalty)}
 
     def train_step(self, data):
         """One step of both players on a batch [B, P, P, 3]; in stage 1 of the autoencoder alone."""

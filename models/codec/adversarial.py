@@ -4,7 +4,7 @@ A codec that trains so has a `discriminator`, made by `make_players`, and gives
 
     generator(data) -> figures, shown    the figures of `losses` ("loss" is the generator's), and what the
                                          discriminator compares
-    discriminator_loss(shown)            the loss of the other player, a scalar
+    verdict(shown) -> figures            those of the discriminator; "discriminator" is its loss
 
 Neither player's step moves the other's variables, nor takes the gradient of the other's loss.
 """
@@ -43,10 +43,10 @@ def train_step(codec: Codec, data) -> dict[str, tf.Tensor]:
     codec.optimizer.minimize(loss, codec.trainable_variables, tape=tape)
     shown = tf.nest.map_structure(tf.stop_gradient, shown)
     with tf.GradientTape() as tape:
-        theirs = codec.discriminator_loss(shown)
-        loss = share * theirs
+        verdict = codec.verdict(shown)
+        loss = share * verdict["discriminator"]
     codec.discriminator_optimizer.minimize(loss, codec.discriminator.trainable_variables, tape=tape)
-    return {**figures, "discriminator": theirs}
+    return {**figures, **verdict}
 
 
 class _ShareOf(tf.keras.optimizers.schedules.LearningRateSchedule):

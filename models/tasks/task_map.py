@@ -71,8 +71,8 @@ def load_classifier(name: str) -> Classifier:
     """A classifier by name.
 
     One that ships, such as efficientnet_lite0, or a file of `train/classifier.py`; a SavedModel folder, a .keras or .h5
-    file; or the name of a class of keras.applications. Images are resized to what a network of keras.applications takes,
-    as is usual for those; a file's own have to fit.
+    file; or the name of a class of keras.applications. Images are resized to what the last kind takes, as is usual for
+    those; otherwise they have to fit.
 
     Raises:
       UserError: it is none of these, or takes no images.

@@ -201,7 +201,7 @@ def test_the_adversarial_steps_are_apart(stages, batch, monkeypatch):
     for a, b in zip(first, second):
         np.testing.assert_allclose(a, b, atol=1e-5)  # a step is 1e-3
     rate = float(codec.optimizer.learning_rate)
-    assert float(codec.discriminator_optimizer.learning_rate) == pytest.approx(rate, rel=0.01) and rate < 1e-3
+    assert float(codec.discriminator_optimizer.learning_rate) == pytest.approx(10 * rate, rel=0.01) and rate < 1e-3
 
 
 def test_losses_of_the_stages(stages, batch):

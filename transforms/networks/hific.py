@@ -7,6 +7,8 @@ arXiv 2006.09965, Fig. A7; the losses are those of Mao et al., "Least Squares Ge
 
 from __future__ import annotations
 
+import warnings
+
 import tensorflow as tf
 
 Layer = tf.keras.layers.Layer
@@ -33,7 +35,9 @@ class ConditionalDiscriminator(Layer):
     """
 
     def __init__(self, latents: int, width: int = 64, name: str = "discriminator"):
-        from tensorflow_addons.layers import SpectralNormalization  # takes seconds, and only training needs it
+        with warnings.catch_warnings():  # that TensorFlow Addons is at its end: the versions here are fixed
+            warnings.simplefilter("ignore")
+            from tensorflow_addons.layers import SpectralNormalization  # takes seconds, and only training needs it
 
         super().__init__(name=name, dtype="float32")
         self.latents = latents
