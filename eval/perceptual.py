@@ -52,7 +52,7 @@ class Judge:
         from models.tasks import classifier
 
         self._ssimulacra2 = ssimulacra2.compute_ssimulacra2
-        self._network = classifier.load(classifier.find(JUDGE))
+        self._network = classifier.load(JUDGE)
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def measure(self, image: np.ndarray, decoded: np.ndarray) -> dict[str, float]:

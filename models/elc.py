@@ -427,6 +427,7 @@ class ELC(Codec):
             "told_apart": tf.reduce_mean(tf.cast(higher, tf.float32)),
         }
 
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, data):
         """One step of `losses`; in the adversarial stage one of the discriminator's after it."""
         if self.stage != "adversarial":

@@ -69,22 +69,22 @@ class Config:
 
     widths: channels at the full resolution, 1/2, 1/4, 1/8 and 1/16; all but the first divisible by 4.
     latent_groups: channels of the latents that are predicted together; their sum is C, the channels of the latents.
-    linear: whether a 16x16 convolution by-passes each of the transforms (not in the paper).
     blocks: how often the one residual block is applied.
     norm: "instance" (paper), or "channel" or "none", which know no size of the image; see
     `transforms.networks.sae.make_norm`. sigma: hardness of the soft quantiser.
     context_width: channels of the networks that predict the latents' bits.
     discriminator_widths: channels of the discriminator at 1/2, 1/4, 1/8 and 1/16.
+    linear: whether a 16x16 convolution by-passes each of the transforms (not in the paper).
     """
 
     widths: tuple[int, int, int, int, int] = (60, 120, 240, 480, 960)
     latent_groups: tuple[int, ...] = (2, 2, 4)
-    linear: bool = False
     blocks: int = 9
     norm: str = "instance"
     sigma: float = 1.0
     context_width: int = 32
     discriminator_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    linear: bool = False
 
     @property
     def latents(self) -> int:
@@ -97,10 +97,10 @@ PRESETS = {
     "small": Config(
         widths=(8, 16, 48, 96, 192),
         latent_groups=(2, 2, 4, 8),
-        linear=True,
         blocks=6,
         norm="none",
         discriminator_widths=(32, 64, 128, 256),
+        linear=True,
     ),
 }
 """`base` is the paper's network, `small` a thirtieth of the work. Where they depart from the paper:
@@ -361,6 +361,7 @@ class SAESPN(Codec):
         """The discriminator's loss for photographs and reconstructions in -1..1; see `models/codec/adversarial.py`."""
         return {"discriminator": networks.discriminator_loss(self.discriminator, *shown, penalty)}
 
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, data):
         """One step of both players on a batch [B, P, P, 3]; in stage 1 of the autoencoder alone."""
         if self.stage == 1:

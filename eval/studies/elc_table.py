@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         codec = load(path)
         if codec.entry.name != "elc" or codec.stage == "base":
             raise UserError(f"{path}: not weights of elc that classify")
-        classifier = classifiers.load(classifiers.find(args.classifier))
+        classifier = classifiers.load(args.classifier)
         if classifier.labels != codec.labels:
             raise UserError(f"{args.classifier}: its labels are not those of {path}")
         images, part = open_test(args.labelled, args.size)

@@ -113,7 +113,7 @@ def _run(args) -> int:
 
     path = args.weights or weights.default("sft")
     codec, frozen = load(path), load_for_training(path)
-    judges = {name: classifier.load(classifier.find(name)) for name in (FINDER, JUDGE)}
+    judges = {name: classifier.load(name) for name in (FINDER, JUDGE)}
     finder = task_map.Classifier(judges[FINDER])
     images, labels = read_labelled(args.data, args.per_class)
     result = {"images": len(labels), "weights_id": codec.weights_id.hex(), "uniform": [], "task-aware": []}

@@ -145,6 +145,12 @@ def of_preset(model: str, preset: str) -> Path | None:
     return min(files_of, key=lambda path: best.index(path.stem) if path.stem in best else len(best), default=None)
 
 
+def of_classifier(name) -> Path | None:
+    """The file of a classifier that ships, by a name such as efficientnet_lite0; None if none is called so."""
+    path = SHIPPED / "classifier" / f"{name}.safetensors"
+    return path if path.name == f"{name}.safetensors" and path.is_file() else None
+
+
 def default(model: str, preset: str | None = None) -> Path:
     """The weights to take: of that preset; by default those of the model's card, else of its first preset with some.
 

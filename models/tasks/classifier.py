@@ -12,7 +12,6 @@ can train, named by its widths. `train/classifier.py` trains them and writes the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,9 +31,6 @@ Conv2D = tf.keras.layers.Conv2D
 RESNET50_CUT, RESNET50_FEATURES = "conv3_block4_out", 512
 #: Channels of the small network at 1/2, 1/4, 1/8 (where it is cut), 1/16 and 1/32.
 SMALL_WIDTHS = (32, 64, 96, 160, 256)
-
-#: Classifiers that ship.
-FOLDER = weights.SHIPPED / "classifier"
 
 RESNET50 = "resnet50"
 #: The architecture of a classifier: a name, or the widths of the small network.
@@ -251,18 +247,9 @@ class Classifier(tf.keras.Model):
             raise UserError(f"{source}: no weights of ResNet50: {one_line(error)[:200]}") from error
 
 
-def shipped(name: str) -> bool:
-    """Tells whether a classifier of this name ships."""
-    return name == os.path.basename(name) and (FOLDER / f"{name}.safetensors").is_file()
-
-
-def find(name: str) -> str:
-    """The file of a classifier: of one that ships its name is enough."""
-    return str(FOLDER / f"{name}.safetensors") if shipped(name) else name
-
-
-def load(path) -> Classifier:
-    """The classifier in a file of `Classifier.save_file`. UserError if there is none."""
+def load(name) -> Classifier:
+    """Loads a classifier: a file of `Classifier.save_file`, or one that ships by its name. UserError if none is there."""
+    path = weights.of_classifier(name) or name
     tensors, metadata = weights.read(path)
     if metadata.get("model") != "classifier":
         raise UserError(f"{path}: weights of {metadata.get('model')}, not of a classifier")

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from models.codec import weights
 from models.io.errors import UserError, one_line
 from models.tasks import classifier as classifiers
 
@@ -77,8 +78,8 @@ def load_classifier(name: str) -> Classifier:
     Raises:
       UserError: it is none of these, or takes no images.
     """
-    if classifiers.shipped(name) or name.endswith(".safetensors"):
-        return Classifier(classifiers.load(classifiers.find(name)))
+    if weights.of_classifier(name) or name.endswith(".safetensors"):
+        return Classifier(classifiers.load(name))
     try:
         if os.path.exists(name):
             return Classifier(tf.keras.models.load_model(name, compile=False))

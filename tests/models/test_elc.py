@@ -310,7 +310,7 @@ def test_without_labels_the_answer_to_the_original_is_matched(stages, classifier
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
 def test_networks_that_ship_know_what_they_see(name):
-    classifier = classifiers.load(classifiers.find(name))
+    classifier = classifiers.load(name)
     assert len(classifier.labels) == 1000
     for photograph, label in (
         ("photos/a83533daf0a3f230.jpg", "golden_retriever"),

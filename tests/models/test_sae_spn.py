@@ -276,6 +276,11 @@ def test_weights_of_the_losses(players, part):
         assert difference == pytest.approx(expected, rel=1e-2)
 
 
+def test_the_network_that_ships_gives_features_of_five_scales(crop):
+    features = flags.load_features("efficientnet_lite0")
+    assert [x.shape[1] for x in features(crop(64, 64)[None])] == [32, 16, 8, 4, 2]
+
+
 def test_perceptual_loss_counts_where_there_are_features(crop):
     batch = tf.constant(crop(32, 32)[None])
     codec = made("sae")
@@ -337,7 +342,7 @@ def run(capsys, monkeypatch, tmp_path):
     [
         (("--stage", "2"), "--init_weights"),
         (("--loss_weights", "style=1"), "--loss_weights style=1"),
-        (("--perceptual_model", "none.h5"), "neither vgg16 nor a file"),
+        (("--perceptual_model", "none.h5"), "neither efficientnet_lite0, nor vgg16, nor a file"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(run, arguments, message):

@@ -159,7 +159,7 @@ def export(
       ValueError: the step has state or random numbers that could not travel.
     """
     _make_variables(codec)
-    step = tf.function(training_step(codec, seed, noise), jit_compile=True)
+    step = tf.function(training_step(codec, seed, noise), autograph=False, jit_compile=True)
     batch = tf.zeros(batch_shape, tf.uint8)
     concrete = step.get_concrete_function(batch)
     module = _portable_hlo(step.experimental_get_compiler_ir(batch)(stage="hlo_serialized"))

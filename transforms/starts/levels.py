@@ -2,7 +2,7 @@
 
 Five levels are too few for how bright a block is, and more than enough for a fine detail. So a component is carried by
 as many latents as pay for themselves. Those of one component compare it with thresholds that lie between each other's:
-n latents, each of five steps n·Δ wide, tell it apart in steps of Δ, and the decoder takes their mean. A context model
+n latents, each of steps n·Δ wide, tell 4 n + 1 steps of Δ apart, and the decoder takes their mean. A context model
 makes the later ones cheap, since the first ones say most of it.
 
 The principal components are those of a model of photographs, as in `transforms/starts/linear.py`: no image is needed.
@@ -24,7 +24,6 @@ SIDE = 16
 #: Of neighbouring pixels and of the colours of a pixel, and the standard deviation of pixels in -1..1. So the model has
 #: about the deviations of blocks of photographs: 12.7 for brightness, 4.9 and 2.3 for colour, 2.5 and 2.2 for slopes.
 PIXEL_CORRELATION, COLOUR_CORRELATION, DEVIATION = 0.98, 0.8, 0.5
-LEVELS = 2 * LIMIT + 1
 
 
 class Digit(NamedTuple):
@@ -73,14 +72,14 @@ def allocate(deviations: np.ndarray, groups: Sequence[int]) -> list[Digit]:
     Latents of one component are in different groups, so that the later ones are predicted from the earlier.
     """
     most = len(groups)
-    errors = [1.0, *(_best(LEVELS * count)[1] for count in range(1, most + 1))]  # for deviation 1
+    errors = [_best(2 * LIMIT * count + 1)[1] for count in range(most + 1)]  # for deviation 1; without any it is 1
     counts = np.zeros(len(deviations), int)
     for _ in range(sum(groups)):
         gains = [d**2 * (errors[n] - errors[n + 1]) if n < most else 0 for d, n in zip(deviations, counts)]
         counts[np.argmax(gains)] += 1
     free, placed = list(groups), [[] for _ in groups]
     for component in np.argsort(-counts, kind="stable"):
-        step = float(deviations[component] * _best(LEVELS * counts[component])[0]) if counts[component] else 0.0
+        step = float(deviations[component]) * _best(2 * LIMIT * int(counts[component]) + 1)[0]
         for number in range(counts[component]):
             k = next(k for k, group in enumerate(placed) if free[k] and all(d.component != component for d in group))
             offset = (number + 0.5) / counts[component] - 0.5

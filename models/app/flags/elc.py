@@ -103,7 +103,7 @@ class ElcFlags(base.Flags):
             raise UserError(
                 f"{path}: weights of stage {before.stage}; --stage {args.stage} goes on from {' or '.join(allowed)}"
             )
-        tail = classifier.load(classifier.find(args.classifier)) if args.classifier else None
+        tail = classifier.load(args.classifier) if args.classifier else None
         if args.stage == "classification" and before.stage == "base" and tail is None:
             raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
         lambda_class = LAMBDA_CLASS if args.lambda_class is None else args.lambda_class
@@ -177,16 +177,15 @@ def read_labels(path, count: int) -> list[str]:
 
 def perceptual_features(source: str | None):
     """Loads what --perceptual names; None, and a line in the log, without. UserError if it is another network."""
+    from models.codec import weights
     from models.tasks import classifier
     from transforms.losses import deep_features
 
     if source is None:
         logger.warning("no --perceptual: the adversarial stage trains without a perceptual distance")
         return None
-    if source.endswith(".safetensors"):
+    if source.endswith(".safetensors") or weights.of_classifier(source):
         return classifier.load(source).features
-    if classifier.shipped(source):
-        return classifier.load(classifier.find(source)).features
     try:
         return deep_features.vgg16(source)
     except Exception as error:  # of h5py, of the download, of shapes: an exception type for each

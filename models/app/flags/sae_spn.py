@@ -6,6 +6,7 @@ import logging
 import os
 
 from models.app.flags import base
+from models.codec import weights
 from models.io.errors import UserError, one_line
 from train.options import group
 
@@ -33,9 +34,9 @@ class SaeSpnFlags(base.Flags):
         )
         model.add_argument(
             "--perceptual_model",
-            metavar="vgg16|FILE",
-            help="Adds a perceptual loss: vgg16 takes the weights of keras.applications, FILE is a file of those "
-            "(vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5).",
+            metavar="NAME|FILE",
+            help="Adds a perceptual loss: efficientnet_lite0, which ships; vgg16, with the weights of "
+            "keras.applications; or a file of those (vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5).",
         )
         model.add_argument(
             "--loss_weights",
@@ -47,8 +48,9 @@ class SaeSpnFlags(base.Flags):
 
     def check_train_flags(self, args) -> None:
         base.check_stage(args)
-        if args.perceptual_model not in (None, "vgg16") and not os.path.isfile(args.perceptual_model):
-            raise UserError(f"--perceptual_model {args.perceptual_model}: neither vgg16 nor a file")
+        name = args.perceptual_model
+        if name not in (None, "vgg16") and not weights.of_classifier(name) and not os.path.isfile(name):
+            raise UserError(f"--perceptual_model {name}: neither efficientnet_lite0, nor vgg16, nor a file")
         if args.loss_weights:
             from models.sae_spn import parse_loss_weights
 
@@ -88,6 +90,10 @@ def load_features(name: str | None):
     """
     from transforms.losses import deep_features
 
+    if name and weights.of_classifier(name):
+        from models.tasks import classifier
+
+        return classifier.load(name).features
     if name is None:
         logger.warning("no --perceptual_model: training without the perceptual loss")
         return None

@@ -20,6 +20,7 @@ from models.entropy.coders import TableRate
 from models.entropy.container import StreamError
 from models.entropy.tables import CdfBank
 from models.io.errors import UserError
+from train.optimizer import FusedAdam
 
 SIZES = st.integers(1, 70)
 ROOT = Path(__file__).resolve().parents[3]
@@ -261,7 +262,7 @@ def test_names_do_not_depend_on_how_the_variables_were_made(fresh, tiny_weights)
     trained, coding = ELIC(fresh.config), ELIC(fresh.config)
     trained.build_variables(training=True)
     coding.build_variables()
-    trained.compile(tf.keras.optimizers.Adam())
+    trained.compile(FusedAdam())
     trained.optimizer.build(trained.trainable_variables)
     assert trained.named_variables().keys() | coding.named_variables().keys() == fresh.named_variables().keys()
     stored = {name for name in weights.read(tiny_weights)[0] if not name.startswith("bank/")}
@@ -406,7 +407,7 @@ def test_loss_is_rate_plus_lambda_times_distortion(tiny, crop):
 def test_training_lowers_the_loss(tiny, crop):
     tf.keras.utils.set_random_seed(3)
     codec = ELIC(tiny.config, lmbda=0.01)
-    codec.compile(tf.keras.optimizers.Adam(3e-3, global_clipnorm=1.0))
+    codec.compile(FusedAdam(3e-3, global_clipnorm=1.0))
     codec.build_variables(training=True)
     codec.optimizer.build(codec.trainable_variables)
     step = tf.function(codec.train_step, autograph=False)
@@ -425,7 +426,7 @@ def test_mixed_precision_keeps_what_needs_it_in_float32(tiny, crop):
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         codec = ELIC(tiny.config, lmbda=0.01)
-        codec.compile(tf.keras.optimizers.Adam(1e-3), run_eagerly=True)
+        codec.compile(FusedAdam(1e-3), run_eagerly=True)
         images = tf.constant(crop(32, 32)[None])
         assert codec.analysis(tf.zeros([1, 16, 32, 3])).dtype == tf.bfloat16
         reconstruction, bits = codec(images, training=True)

@@ -12,13 +12,14 @@ from models.codec.coding import to_uint8
 from models.codec.training import warm_start
 from models.elic import ELIC, Config
 from models.io.errors import UserError
+from train.optimizer import FusedAdam
 
 TINY = Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16)
 LAMBDAS = (0.001, 0.01, 0.1)
 
 
 def train(codec, batch, steps: int) -> None:
-    codec.compile(optimizer=tf.keras.optimizers.Adam(2e-3, global_clipnorm=1.0))
+    codec.compile(optimizer=FusedAdam(2e-3, global_clipnorm=1.0))
     step = tf.function(codec.train_step)
     for _ in range(steps):
         step(tf.constant(batch))

@@ -9,6 +9,7 @@ from models.codec.training import distil, forward, freeze
 from models.codec.weights import SHIPPED
 from models.entropy.coders import FloatRate, HardRate, SoftRate, TrainingRate
 from models.io.errors import UserError
+from train.optimizer import FusedAdam
 
 ENCODER = ("analysis/", "hyper_analysis/", "latent_gain/", "hyper_gain/", "detail_analysis/", "analysis_exchange/")
 
@@ -28,7 +29,7 @@ def latents():
 def trained(codec, fixed: str, image, teacher=None) -> tuple[set[str], set[str]]:
     """The names of trainable variables that a step changes, and that it does not."""
     freeze(codec, fixed, teacher)
-    codec.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
+    codec.compile(optimizer=FusedAdam(1e-3))
     before = {name: variable.numpy() for name, variable in codec.named_variables().items() if variable.trainable}
     codec.train_on_batch(image[None])
     changed = {name for name, variable in codec.named_variables().items() if np.any(variable != before.get(name))}

@@ -12,6 +12,7 @@ from models.elic import ELIC, Config
 from models.entropy import container
 from models.io.errors import UserError
 from models.io.images import encode_image
+from train.optimizer import FusedAdam
 
 TINY = Config((16, 16, 16), (4, 4, 8), 16, (16, 16), 32, (16, 16), 16)
 LAMBDAS = (0.001, 0.01, 0.1)
@@ -22,7 +23,7 @@ def variable(photograph, tmp_path_factory):
     """A tiny codec of three λ, trained for a moment, saved and loaded."""
     tf.keras.utils.set_random_seed(3)
     codec = ELIC(TINY, LAMBDAS)
-    codec.compile(optimizer=tf.keras.optimizers.Adam(2e-3, global_clipnorm=1.0))
+    codec.compile(optimizer=FusedAdam(2e-3, global_clipnorm=1.0))
     batch = np.stack([photograph[y : y + 64, x : x + 64] for y in (0, 96, 192) for x in (0, 128, 256, 384)])
     codec.build_variables(training=True)
     step = tf.function(codec.train_step)
