@@ -55,9 +55,6 @@ VARIANTS = ("sae_spn", "sae", "swwae")
 #: Weights of the parts of the generator's loss, images in -1..1 (paper, section 3; `switches` is ours).
 LOSS_WEIGHTS = {"mse": 1.0, "perceptual": 5.0, "intermediate": 1.0, "switches": 1.0, "adversarial": 1.0}
 
-#: The discriminator's learning rate, in parts of the generator's. The authors update it once, the generator five times.
-DISCRIMINATOR_RATE = 0.2
-
 #: Images with more pixels than this are far from what an instance normalisation saw in training: four of the
 #: paper's 512x512.
 LARGE = 4 * 512 * 512
@@ -115,7 +112,8 @@ PRESETS = {
   gradient reaches the decoder. (The authors' code rounds a sigmoid down: its prediction is always the first pixel.)
 * The intermediate loss compares maps before the decoder's ReLU: the encoder's, normalised after theirs, have negative
   values too. The encoder gets no gradient of it.
-* One update of the generator for each of the discriminator, at five times its learning rate, instead of five.
+* One update of the generator for each of the discriminator, at the same learning rate, instead of five. The gradient
+  penalty is that of the mean verdict of an image's patches.
 * No CLAHE and no squashing to 512x512: images are what they are, padded to the stride.
 * The latents are entropy coded, where the paper counts log2(5) bits for each. The rate is no part of what trains
   the transforms, as there.
@@ -313,7 +311,7 @@ class SAESPN(Codec):
         super().compile(optimizer=optimizer, **kwargs)
         if self.stage == 2:
             discriminator = networks.discriminator(self.config.discriminator_widths)
-            adversarial.make_players(self, discriminator, DISCRIMINATOR_RATE)
+            adversarial.make_players(self, discriminator)
 
     def losses(self, images, training: bool) -> dict[str, tf.Tensor]:
         """Scalars of a batch [B, H, W, 3] in 0..255: "loss" is the generator's, "discriminator" that of the other.

@@ -248,7 +248,7 @@ class Classifier(tf.keras.Model):
 
 
 def load(name) -> Classifier:
-    """Loads a classifier: a file of `Classifier.save_file`, or one that ships by its name. UserError if none is there."""
+    """Loads a classifier: a file of `Classifier.save_file`, or one that ships by its name. UserError if it fails."""
     path = weights.of_classifier(name) or name
     tensors, metadata = weights.read(path)
     if metadata.get("model") != "classifier":

@@ -239,7 +239,7 @@ def test_a_step_moves_both_players_by_their_own_losses(players):
     codec.train_step(batch)
     assert moved(before[0], mine) > 0.8 * len(mine) and moved(before[1], theirs) > 0.8 * len(theirs)
     steps = [np.abs(a - b).max() for a, b in zip(before[1], values(theirs))]
-    assert 0 < max(steps) < 5 * sae_spn.DISCRIMINATOR_RATE * 1e-2
+    assert 0 < max(steps) < 5 * 1e-2
 
 
 def test_weights_files_have_no_discriminator(players):

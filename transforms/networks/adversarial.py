@@ -78,13 +78,15 @@ def discriminator_loss(judge, photographs: tf.Tensor, fakes: tf.Tensor, penalty:
 def gradient_penalty(judge, photographs: tf.Tensor, fakes: tf.Tensor) -> tf.Tensor:
     """Mean of (|∂ judge(x) / ∂x| - 1)² at random points x between pairs of images [B, H, W, 3]: a scalar.
 
-    judge(x) is the sum over the patches of an image.
+    judge(x) is the mean over the patches of an image. Of their sum, which the gradient of `judge` would be, the norm is
+    held at 1 only by verdicts that hardly differ: such a discriminator was at chance after 160 steps, where this one
+    tells 99 % of pairs apart after 80 (res/doc/log/sae_spn.md).
     """
     share = tf.random.uniform([tf.shape(photographs)[0], 1, 1, 1])
     between = tf.stop_gradient(photographs + share * (fakes - photographs))
     with tf.GradientTape() as tape:
         tape.watch(between)
-        verdict = tf.reduce_sum(judge(between))
+        verdict = tf.reduce_sum(tf.reduce_mean(judge(between), [1, 2, 3]))
     slope = tape.gradient(verdict, between)
     # The square root has no gradient at zero, and at the start the gradients of some images may be zero.
     norm = tf.sqrt(tf.reduce_sum(tf.square(slope), [1, 2, 3]) + 1e-12)
