@@ -39,7 +39,7 @@ def test_gradient_penalty_wants_a_slope_of_one():
     for slope, expected in ((1.0, 0), (3.0, 4), (0.0, 1)):
 
         def judge(x, slope=slope):
-            return slope * tf.reduce_sum(x, [1, 2, 3]) / np.sqrt(12)
+            return slope * tf.reduce_sum(x, [1, 2, 3], keepdims=True) / np.sqrt(12)
 
         penalty = adversarial.gradient_penalty(judge, noise(2, 2, 2, 3), noise(2, 2, 2, 3) + 1)
         np.testing.assert_allclose(penalty, expected, atol=1e-4)
