@@ -39,7 +39,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec, adversarial
+from models.codec import Codec, adversarial, loss_weights
 from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy.passes import checkerboard_pair, gaussian_net, hyperprior
@@ -62,8 +62,9 @@ LAMBDA = {"base": 0.0018, "classification": 0.001, "decoder": 0.0018, "adversari
 #: λ of the cross-entropy. The paper's pairs, λ of the squared error first: (0.0002, 0.08), (0.0003, 0.15),
 #: (0.00058, 0.32), (0.001, 0.64); the last is its point of 0.09 bpp.
 LAMBDA_CLASS = 0.64
-#: Weights of the adversarial stage.
-ADVERSARIAL_WEIGHT = PERCEPTUAL_WEIGHT = 20.0
+#: Weights of the adversarial stage beside λ of the squared error. The paper's, for LPIPS of VGG-16; a distance of
+#: EfficientNet-Lite0 is some ten times as large.
+LOSS_WEIGHTS = {"perceptual": 20.0, "adversarial": 20.0}
 #: The discriminator's learning rate, in parts of the generator's. With equal ones it lags so far behind that the
 #: generator learns nothing from it (res/doc/log/elc.md).
 DISCRIMINATOR_RATE = 10.0
@@ -161,6 +162,7 @@ class ELC(Codec):
       lmbda: λ of the squared error; that of the stage by default.
       lambda_class: λ of the cross-entropy.
       labels: names of the classes; not for "base".
+      weights: of parts of the loss of stage "adversarial"; those of `LOSS_WEIGHTS` by default.
 
     Raises:
       UserError: no such stage, no labels, or a λ is not positive.
@@ -178,6 +180,7 @@ class ELC(Codec):
         lmbda: float | None = None,
         lambda_class: float = LAMBDA_CLASS,
         labels: Sequence[str] = (),
+        weights: dict[str, float] | None = None,
     ):
         if stage not in STAGES:
             raise UserError(f"stage {stage}: there are {', '.join(STAGES)}")
@@ -189,6 +192,7 @@ class ELC(Codec):
         if self.variable_rate:
             raise UserError("elc has one λ: its weights are of one rate")
         self.stage, self.lambda_class, self.labels = stage, lambda_class, tuple(labels)
+        self.loss_weights = {**LOSS_WEIGHTS, **(weights or {})}
         self.track(METRICS[stage])
         #: What the classifier makes of images at its cut, for stage "classification" without labels: images in 0..255
         #: -> features at 1/8. None: there are labels.
@@ -308,6 +312,8 @@ class ELC(Codec):
         facts = {"stage": self.stage, **super().settings()}
         if self.stage != "base":
             facts |= {"lambda_class": str(self.lambda_class), "labels": json.dumps(self.labels)}
+        if self.stage == "adversarial":
+            facts["loss_weights"] = loss_weights.to_text(self.loss_weights)
         return facts
 
     @classmethod
@@ -319,6 +325,7 @@ class ELC(Codec):
             float(settings.get("lambda", "")),
             float(settings.get("lambda_class", LAMBDA_CLASS)),
             json.loads(settings.get("labels", "[]")),
+            loss_weights.parse(settings.get("loss_weights", ""), LOSS_WEIGHTS),
         )
 
     # ---- training -------------------------------------------------------------------------------------------------
@@ -362,9 +369,9 @@ class ELC(Codec):
                 figures["perceptual"] = deep_features.distance(self.perceptual_features, images, cropped)
             score = self.discriminator(self.normalise(reconstruction), latents, training=False)
             figures["generator"] = hific.lsgan_generator_loss(score)
-            figures["loss"] += PERCEPTUAL_WEIGHT * figures["perceptual"]
+            figures["loss"] += self.loss_weights["perceptual"] * figures["perceptual"]
             if training:
-                figures["loss"] += ADVERSARIAL_WEIGHT * figures["generator"]
+                figures["loss"] += self.loss_weights["adversarial"] * figures["generator"]
             else:  # without the discriminator, which moves: losses of different epochs would not compare
                 figures |= self.verdict((padded, reconstruction, latents), training=False)
         figures = {name: tf.reduce_mean(value) for name, value in figures.items()}
@@ -435,7 +442,7 @@ class ELC(Codec):
         return self.update_metrics(adversarial.train_step(self, data))
 
     @classmethod
-    def following(cls, before: ELC, stage: str, tail: classifiers.Classifier | None = None, **lambdas) -> ELC:
+    def following(cls, before: ELC, stage: str, tail: classifiers.Classifier | None = None, **options) -> ELC:
         """A codec of a stage, to be trained, that begins with the weights of one of that stage or the one before.
 
         What is new of stage "classification" is the feature transform, and the tail of the classifier is its own; the
@@ -444,7 +451,7 @@ class ELC(Codec):
         Args:
           before: with its training variables.
           tail: the whole classifier, whose tail is taken; stage "classification" needs it, goes on with another.
-          lambdas: lmbda and lambda_class, as of `ELC`.
+          options: lmbda, lambda_class and weights, as of `ELC`.
 
         Raises:
           UserError: the classifier is of another architecture than that of earlier training in this stage.
@@ -457,7 +464,7 @@ class ELC(Codec):
                     f"{classifiers.described(config.classifier)}"
                 )
             labels, config = tail.labels, dataclasses.replace(config, classifier=tail.architecture)
-        codec = cls(config, stage, labels=labels, **lambdas)
+        codec = cls(config, stage, labels=labels, **options)
         codec.build_variables(training=True)
         mine, values = codec.named_variables(), before.named_variables()
         if codec.enhances and not before.enhances:

@@ -32,7 +32,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from models.codec import Codec, adversarial
+from models.codec import Codec, adversarial, loss_weights
 from models.codec import training as training_steps
 from models.codec.registry import register
 from models.entropy import tables
@@ -120,21 +120,6 @@ PRESETS = {
 """
 
 
-def parse_loss_weights(text: str) -> dict[str, float]:
-    """`mse=10,adversarial=0.1` -> all of `LOSS_WEIGHTS`, those changed. UserError if it is not valid."""
-    weights = dict(LOSS_WEIGHTS)
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        try:
-            number = float(value) if name in weights else np.nan
-        except ValueError:
-            number = np.nan
-        if not 0 <= number < np.inf:
-            raise UserError(f"--loss_weights {part}: takes NAME=NUMBER, 0 or above, of {', '.join(LOSS_WEIGHTS)}")
-        weights[name] = number
-    return weights
-
-
 class SwitchCoder(tf.Module):
     """Codes switches, two bits each, with fixed probabilities for each channel: the row, then the column given the row.
 
@@ -174,7 +159,7 @@ class SAESPN(Codec):
       config: the architecture.
       variant: "sae_spn", "sae" or "swwae", as the head of this file says.
       stage: 1 trains the autoencoder; 2 adds the discriminator. Weights of both stages compress.
-      loss_weights: of the parts of the loss; those of `LOSS_WEIGHTS` by default.
+      weights: of the parts of the loss; those of `LOSS_WEIGHTS` by default.
       perceptual_features: as of `transforms.losses.deep_features.vgg16`; without them there is no perceptual loss.
 
     Raises:
@@ -190,7 +175,7 @@ class SAESPN(Codec):
         config: Config = PRESETS["base"],
         variant: str = "sae_spn",
         stage: int = 1,
-        loss_weights: dict[str, float] | None = None,
+        weights: dict[str, float] | None = None,
         perceptual_features: deep_features.Features | None = None,
     ):
         c = config
@@ -208,7 +193,7 @@ class SAESPN(Codec):
         self.reach = dataclasses.replace(self.reach, synthesis=48 + 32 * c.blocks) if c.norm != "instance" else None
         if self.reach and variant != "swwae":
             self.reach = dataclasses.replace(self.reach, latents=(16,), decoded=(16,))
-        self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
+        self.loss_weights = {**LOSS_WEIGHTS, **(weights or {})}
         self._features = perceptual_features
         names = ["loss", "bpp", "mse", "psnr", "intermediate"]
         names += ["perceptual"] * (perceptual_features is not None) + ["switches"] * (variant == "sae_spn")
@@ -368,11 +353,11 @@ class SAESPN(Codec):
 
     def settings(self) -> dict[str, str]:
         """Variant, stage and weights of the losses, which its weights file tells."""
-        weights = ",".join(f"{name}={value:g}" for name, value in self.loss_weights.items())
+        weights = loss_weights.to_text(self.loss_weights)
         return {"variant": self.variant, "stage": str(self.stage), "loss_weights": weights}
 
     @classmethod
     def from_settings(cls, config, settings) -> SAESPN:
         """Inverse of `settings`."""
-        weights = parse_loss_weights(settings.get("loss_weights", ""))
+        weights = loss_weights.parse(settings.get("loss_weights", ""), LOSS_WEIGHTS)
         return cls(config, settings.get("variant", ""), int(settings.get("stage", "")), weights)

@@ -118,7 +118,7 @@ def tiny_sae_spn(steps: int) -> sae_spn.SAESPN:
         context_width=8,
         discriminator_widths=(4, 8, 8, 8),
     )
-    codec = sae_spn.SAESPN(config, loss_weights={"mse": 50.0})
+    codec = sae_spn.SAESPN(config, weights={"mse": 50.0})
     codec.build_variables(training=True)
     fit(codec, steps, 5e-3)
     return codec

@@ -10,6 +10,7 @@ from PIL import Image
 from eval.replay import Recorder, Replay
 from models import elc
 from models.app import cli
+from models.app.flags import elc as flags
 from models.codec import load, load_for_training, storage
 from models.codec.coding import to_uint8
 from models.elc import ELC, PRESETS, STAGES, TRAINED, Config
@@ -186,7 +187,7 @@ def test_the_adversarial_steps_are_apart(stages, batch, monkeypatch):
     spy(codec.discriminator_optimizer)
 
     def discriminator_after(weight):
-        monkeypatch.setattr(elc, "ADVERSARIAL_WEIGHT", weight)
+        monkeypatch.setitem(codec.loss_weights, "adversarial", weight)
         for variables, values in zip((theirs, mine), start):
             for variable, value in zip(variables, values):
                 variable.assign(value)
@@ -245,6 +246,7 @@ def test_the_discriminator_is_not_in_the_weights(stages, crop):
 
 
 def test_what_cannot_be_built_is_refused():
+    assert flags.LOSS_WEIGHTS == elc.LOSS_WEIGHTS and flags.STAGES == STAGES
     for arguments, message in [
         ({"stage": "last"}, "stage last"),
         ({"stage": "decoder"}, "no labels"),
@@ -407,6 +409,10 @@ def test_files_that_cannot_be_classified(run, tiny_elc, tiny_elc_weights, stages
             "--classifier is for",
         ),
         (("--train_glob", "x", "--perceptual", "imagenet"), "--perceptual is for"),
+        (
+            ("--train_glob", "x", "--loss_weights", "mse=1"),
+            "--loss_weights mse=1: takes NAME=NUMBER, 0 or above, of per",
+        ),
         (("--train_glob", "x", "--lambda", "0"), "--lambda 0: must be positive"),
         (("--labelled", "x", "--train_glob", "x"), "give either"),
     ],

@@ -12,14 +12,14 @@ from eval.replay import Recorder
 from models import sae_spn
 from models.app import cli
 from models.app.flags import sae_spn as flags
-from models.codec import load, load_for_training, storage
+from models.codec import load, load_for_training, loss_weights, storage
 from models.codec.coding import to_uint8
 from models.entropy import rans
 from models.entropy.coders import LatentCoder, TableRate
 from models.entropy.tables import CdfBank
 from models.io import images
 from models.io.errors import UserError
-from models.sae_spn import LOSS_WEIGHTS, PRESETS, SAESPN, Config, parse_loss_weights
+from models.sae_spn import LOSS_WEIGHTS, PRESETS, SAESPN, Config
 from train.pjrt import export as pjrt
 from transforms import quantizers, switches
 
@@ -292,11 +292,13 @@ def test_perceptual_loss_counts_where_there_are_features(crop):
 
 
 def test_parsing_of_loss_weights():
-    assert parse_loss_weights("") == LOSS_WEIGHTS
-    assert parse_loss_weights("mse=3,adversarial=0") == {**LOSS_WEIGHTS, "mse": 3.0, "adversarial": 0.0}
+    assert loss_weights.parse("", LOSS_WEIGHTS) == LOSS_WEIGHTS == flags.LOSS_WEIGHTS
+    changed = {**LOSS_WEIGHTS, "mse": 3.0, "adversarial": 0.0}
+    assert loss_weights.parse("mse=3,adversarial=0", LOSS_WEIGHTS) == changed
+    assert loss_weights.parse(loss_weights.to_text(changed), LOSS_WEIGHTS) == changed
     for text in ("mse", "mse=", "style=1", "mse=-1", "mse=nan", "mse=inf"):
         with pytest.raises(UserError, match="takes NAME=NUMBER"):
-            parse_loss_weights(text)
+            loss_weights.parse(text, LOSS_WEIGHTS)
 
 
 @pytest.mark.parametrize(

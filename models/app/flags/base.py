@@ -149,6 +149,16 @@ def check_stage(args) -> None:
         raise UserError("--stage 2 goes on from the weights of stage 1: name their file with --init_weights")
 
 
+def add_loss_weights_flag(parser, names: str) -> None:
+    """Adds --loss_weights; names: of the parts of the loss, for the help text."""
+    group(parser, "model").add_argument(
+        "--loss_weights",
+        default="",
+        metavar="NAME=W[,…]",
+        help=f"Weights of parts of the loss that differ from the paper's: of {names}.",
+    )
+
+
 def add_start_flag(parser) -> None:
     """Adds --start, for models with an `init_pca`."""
     group(parser, "model").add_argument(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.app.flags import base
+from models.codec import loss_weights
 from models.io.errors import UserError, one_line
 from train.options import group
 
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 #: Of `--stage`, in their order: those of `models/elc.py`.
 STAGES = ("base", "classification", "decoder", "adversarial")
+#: Of `--loss_weights`: those of `models/elc.py`.
+LOSS_WEIGHTS = {"perceptual": 20.0, "adversarial": 20.0}
 
 
 class ElcFlags(base.Flags):
@@ -67,6 +70,8 @@ class ElcFlags(base.Flags):
             "VGG16 without its top (.h5).",
         )
 
+        base.add_loss_weights_flag(parser, "perceptual and adversarial, in stage adversarial")
+
     def check_train_flags(self, args) -> None:
         before = STAGES[max(0, STAGES.index(args.stage) - 1)]
         if args.stage != "base" and not args.init_weights:
@@ -84,6 +89,7 @@ class ElcFlags(base.Flags):
             raise UserError("--stage adversarial: not under --runtime pjrt, which knows no discriminator")
         if args.perceptual and args.stage != "adversarial":
             raise UserError("--perceptual is for --stage adversarial")
+        loss_weights.parse(args.loss_weights, LOSS_WEIGHTS)
         for name, value in (("--lambda", args.lmbda), ("--lambda_class", args.lambda_class)):
             if value is not None and not 0 < value < np.inf:
                 raise UserError(f"{name} {value:g}: must be positive")
@@ -107,7 +113,8 @@ class ElcFlags(base.Flags):
         if args.stage == "classification" and before.stage == "base" and tail is None:
             raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
         lambda_class = LAMBDA_CLASS if args.lambda_class is None else args.lambda_class
-        codec = ELC.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=lambda_class)
+        chosen = loss_weights.parse(args.loss_weights, before.loss_weights)
+        codec = ELC.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=lambda_class, weights=chosen)
         if args.stage == "classification" and not args.labelled:
             codec.features_at_cut = tail.features_at_cut
         if args.stage == "adversarial":

@@ -6,7 +6,7 @@ import logging
 import os
 
 from models.app.flags import base
-from models.codec import weights
+from models.codec import loss_weights, weights
 from models.io.errors import UserError, one_line
 from train.options import group
 
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 #: Of `--variant`, the default first: those of `models/sae_spn.py`.
 VARIANTS = ("sae_spn", "sae", "swwae")
+#: Of `--loss_weights`: those of `models/sae_spn.py`.
+LOSS_WEIGHTS = {"mse": 1.0, "perceptual": 5.0, "intermediate": 1.0, "switches": 1.0, "adversarial": 1.0}
 
 
 class SaeSpnFlags(base.Flags):
@@ -38,28 +40,19 @@ class SaeSpnFlags(base.Flags):
             help="Adds a perceptual loss: efficientnet_lite0, which ships; vgg16, with the weights of "
             "keras.applications; or a file of those (vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5).",
         )
-        model.add_argument(
-            "--loss_weights",
-            default="",
-            metavar="NAME=W[,…]",
-            help="Weights of parts of the loss that differ from the paper's: of mse, perceptual, intermediate, "
-            "switches and adversarial.",
-        )
+        base.add_loss_weights_flag(parser, "mse, perceptual, intermediate, switches and adversarial")
 
     def check_train_flags(self, args) -> None:
         base.check_stage(args)
         name = args.perceptual_model
         if name not in (None, "vgg16") and not weights.of_classifier(name) and not os.path.isfile(name):
             raise UserError(f"--perceptual_model {name}: neither efficientnet_lite0, nor vgg16, nor a file")
-        if args.loss_weights:
-            from models.sae_spn import parse_loss_weights
-
-            parse_loss_weights(args.loss_weights)
+        loss_weights.parse(args.loss_weights, LOSS_WEIGHTS)
 
     def for_training(self, args):
         """A new codec of stage 1, or one of the stage that is asked for with the weights of another."""
         from models.codec import storage, training
-        from models.sae_spn import SAESPN, parse_loss_weights
+        from models.sae_spn import SAESPN
 
         config, variant, before = SAESPN.entry.presets[args.preset], args.variant or VARIANTS[0], None
         if args.init_weights:
@@ -68,7 +61,7 @@ class SaeSpnFlags(base.Flags):
                 raise UserError(f"{args.init_weights}: weights of the variant {before.variant}, not {args.variant}")
             config, variant = before.config, before.variant
         features = load_features(args.perceptual_model)
-        codec = SAESPN(config, variant, args.stage, parse_loss_weights(args.loss_weights), features)
+        codec = SAESPN(config, variant, args.stage, loss_weights.parse(args.loss_weights, LOSS_WEIGHTS), features)
         if before:
             return training.warm_start(codec, before)
         if args.start == "pca" and config.linear:
