@@ -40,11 +40,14 @@ class Frechet(NamedTuple):
 class Judge:
     """Measures images one by one, and all that it was shown together.
 
+    Args:
+      remember: whether patches are kept for `frechet`.
+
     Raises:
       UserError: the package ssimulacra2 is not installed.
     """
 
-    def __init__(self):
+    def __init__(self, remember: bool = True):
         try:
             import ssimulacra2
         except ImportError as error:
@@ -53,10 +56,11 @@ class Judge:
 
         self._ssimulacra2 = ssimulacra2.compute_ssimulacra2
         self._network = classifier.load(JUDGE)
+        self._remember = remember
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def measure(self, image: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
-        """Compares an image with what came back, uint8 [H, W, 3] both, and remembers their patches for `frechet`.
+        """Compares an image with what came back, uint8 [H, W, 3] both.
 
         Returns:
           ssimulacra2: 100 for equal images, above 70 hard to tell apart, 10 or below very poor, negative without limit.
@@ -73,7 +77,8 @@ class Judge:
         from transforms.losses import deep_features
 
         real, made = (self._network.features(tf.cast(x[None], tf.float32)) for x in (image, decoded))
-        self._seen.append((_patches(real[PATCH_SCALE][0]), _patches(made[PATCH_SCALE][0])))
+        if self._remember:
+            self._seen.append((_patches(real[PATCH_SCALE][0]), _patches(made[PATCH_SCALE][0])))
         return {
             "ssimulacra2": float(self._ssimulacra2(_file(image), _file(decoded))),
             "feature_distance": float(deep_features.between(real, made)[0]),

@@ -30,7 +30,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from eval import classical, report
+from eval import classical, perceptual, report
 from eval.report.codecs import Codec, Results, classical_codec, digest, learned_codec, spread
 from models.io import files, formats, terminal
 from models.io.errors import UserError, one_line, reason
@@ -52,6 +52,7 @@ COLUMNS = (
     "ms_ssim",
     "encode_s",
     "decode_s",
+    *report.PERCEPTUAL,
 )
 #: At so many sizes of file images are shown side by side.
 SIZES = 3
@@ -87,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--show", type=int, default=4, metavar="N", help="How many images are shown side by side. Default: %(default)s."
     )
+    parser.add_argument(
+        "--perceptual",
+        action="store_true",
+        help="Also SSIMULACRA2 and a distance of deep features (pip install ssimulacra2==0.3.0).",
+    )
     parser.add_argument("--anchors", metavar="FILE", help="Published curves; by default those that ship, of Kodak.")
     parser.add_argument("-f", "--force", action="store_true", help="Replace the report that is there.")
     return parser
@@ -102,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     chart_library = _chart_library()
+    judge = perceptual.Judge(remember=False) if args.perceptual else None
     inputs = files.find_inputs(args.images, formats.extensions())
     names = {path: str(name) for path, name in files.distinct_names(inputs).items()}
     anchors = report.load_anchors(args.anchors or report.ANCHORS)
@@ -118,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     codecs = [classical_codec(name, args.points) for name in wanted]
     codecs = [learned_codec(name, args.points, args.effort) for name in dict.fromkeys(args.weights)] + codecs
 
-    rows, shown, code = measure(codecs, names, args.show, Results(args.output))
+    rows, shown, code = measure(codecs, names, args.show, Results(args.output, judge))
     if not rows:
         raise UserError("no image could be measured")
     measured = {row["image"] for row in rows}
@@ -277,11 +284,13 @@ def means(codec: Codec, rows: Sequence[dict[str, Any]]) -> dict[str, list]:
         similar = [row["ms_ssim"] for row in own if not math.isnan(row["ms_ssim"])]
         mean["psnr_of_mean"] = -10 * math.log10(np.mean([10 ** (-row["psnr"] / 10) for row in own]) or math.nan)
         mean["ms_ssim"] = float(np.mean(similar)) if similar else math.nan
+        seen = [key for key in report.PERCEPTUAL if all(key in row for row in own)]
+        mean |= {key: float(np.mean([row[key] for row in own])) for key in seen}
         if math.isfinite(mean["psnr"]) and not mean["ms_ssim"] >= 1:
             points.append({"quality": quality, **mean})
     points.sort(key=lambda point: point["bpp"])
-    keys = ("quality", "bpp", "psnr", "psnr_of_mean", "ms_ssim", "encode_s", "decode_s")
-    columns = {key: [point[key] for point in points] for key in keys}
+    keys = ("quality", "bpp", "psnr", "psnr_of_mean", "ms_ssim", "encode_s", "decode_s", *report.PERCEPTUAL)
+    columns = {key: [point[key] for point in points] for key in keys if all(key in point for point in points)}
     if any(map(math.isnan, columns["ms_ssim"])):
         columns["ms_ssim"] = []
     return columns

@@ -17,6 +17,7 @@ import PIL
 
 from eval import classical
 from eval.metrics import ms_ssim, psnr
+from eval.perceptual import JUDGE, Judge
 from eval.report import ANCHORS
 from models.io import files
 from models.io.errors import UserError
@@ -150,12 +151,18 @@ class Results:
     So a second run only reads, and an interrupted one goes on where it was.
     """
 
-    def __init__(self, folder: Path):
-        """folder: of the report; results go into `cache/`, images into `images/` below it."""
-        self._folder = folder
+    def __init__(self, folder: Path, judge: Judge | None = None):
+        """folder: of the report; results go into `cache/`, images into `images/` below it.
+
+        judge: looks at the images as well.
+        """
+        self._folder, self._judge = folder, judge
 
     def point(self, codec: Codec, image: np.ndarray, quality: float | None) -> dict[str, Any]:
-        """Compresses an image at a quality and measures: `num_bytes`, `psnr`, `ms_ssim`, `encode_s` and `decode_s`."""
+        """Compresses an image at a quality and measures: `num_bytes`, `psnr`, `ms_ssim`, `encode_s` and `decode_s`.
+
+        With a judge also `ssimulacra2` and `feature_distance`.
+        """
 
         def measure(_) -> dict[str, Any]:
             codec.prepare()
@@ -164,7 +171,7 @@ class Results:
             encoded = time.perf_counter()
             decoded = codec.decode(data)
             seconds = {"encode_s": encoded - started, "decode_s": time.perf_counter() - encoded}
-            return {**_figures(image, data, decoded), **seconds}
+            return {**self._figures(image, data, decoded), **seconds}
 
         return self._get({"quality": quality, **codec.settings}, image, measure)
 
@@ -194,7 +201,7 @@ class Results:
             if not 0.9 * limit <= len(data) <= limit:
                 return {}
             decoded = codec.decode(data)
-            return {**_figures(image, data, decoded), "file": self.keep(decoded, f"{name}-{codec.name}", key)}
+            return {**self._figures(image, data, decoded), "file": self.keep(decoded, f"{name}-{codec.name}", key)}
 
         return self._get({"limit": limit, **codec.settings}, image, measure)
 
@@ -209,6 +216,8 @@ class Results:
 
     def _get(self, facts: dict[str, Any], image: np.ndarray, make: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         facts = {"version": CACHE_VERSION, "image": digest(image), **facts}
+        if self._judge:
+            facts["judge"] = JUDGE
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         path = self._folder / "cache" / f"{key[:32]}.json"
         if path.is_file():
@@ -219,11 +228,11 @@ class Results:
         files.write_json(path, result)
         return result
 
+    def _figures(self, image: np.ndarray, data: bytes, decoded: np.ndarray) -> dict[str, Any]:
+        seen = self._judge.measure(image, decoded) if self._judge else {}
+        return {"num_bytes": len(data), "psnr": psnr(image, decoded), "ms_ssim": ms_ssim(image, decoded), **seen}
+
 
 def digest(image: np.ndarray) -> str:
     """Returns what tells the pixels of an image from those of others."""
     return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
-
-
-def _figures(image: np.ndarray, data: bytes, decoded: np.ndarray) -> dict[str, Any]:
-    return {"num_bytes": len(data), "psnr": psnr(image, decoded), "ms_ssim": ms_ssim(image, decoded)}

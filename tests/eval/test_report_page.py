@@ -182,6 +182,21 @@ def test_weights_of_several_rates_are_measured_at_both_ends_and_between(golden_w
         codec.fit(image, 10)
 
 
+def test_how_images_look(arguments, encodes):
+    """Curves and rows have what the judge says; what was measured without it is measured again."""
+    assert program.main([*arguments, "--show", "0"]) == 0
+    without = json.loads(Path("out/report.json").read_text())
+    assert "ssimulacra2" not in without["curves"][0]
+    before = encodes["tiny"]
+    assert program.main([*arguments, "--show", "0", "--perceptual", "-f"]) == 0
+    assert encodes["tiny"] == 2 * before
+    data = json.loads(Path("out/report.json").read_text())
+    for name in report.PERCEPTUAL:
+        assert all(np.isfinite(row[name]) for row in data["measurements"])
+        assert len(data["curves"][0][name]) == len(data["curves"][0]["bpp"]) > 0
+    assert next(csv.DictReader(Path("out/report.csv").open()))["feature_distance"]
+
+
 def test_names_cannot_end_the_data(arguments):
     text = program.page({"title": "</script><b>"}, "")
     assert json.loads(_Page(text).data) == {"title": "</script><b>"}
