@@ -15,7 +15,7 @@
 .DELETE_ON_ERROR:
 
 VENV := .venv
-PYTEST ?= -n 2 --dist loadfile
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 CANDIDATES := $(or $(PYTHON),python3.11 python3.10 python3.9 python3 python)
 
 demo: $(VENV)/.installed

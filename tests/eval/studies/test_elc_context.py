@@ -45,7 +45,7 @@ def test_contexts_save_bits_where_neighbours_are_alike(tiny_elc):
     for kind in elc_context.KINDS:
         tf.keras.utils.set_random_seed(0)
         predictor = elc_context.Predictor(tiny_elc.config, kind)
-        elc_context.train(predictor, density, field[:48], z_hat[:48], steps=150, batch=16, rate=3e-3)
+        elc_context.train(predictor, density, field[:48], z_hat[:48], steps=100, batch=8, rate=4e-3)
         means, rows = predictor((tf.round(field[48:]), z_hat[48:]))
         bits[kind] = float(tf.reduce_sum(density(field[48:], rows, loc=means, training=False)[1]))
     assert bits["serial"] < bits["checkerboard"] < 0.95 * bits["none"]
