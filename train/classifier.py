@@ -4,6 +4,7 @@
     python -m train.classifier flowers -o resnet50.safetensors --init imagenet     fine-tunes what Keras has
     python -m train.classifier -o imagenet.safetensors --init imagenet             takes it as it is, 1000 classes
     python -m train.classifier flowers -o b.safetensors --init a.safetensors       goes on from one of its own
+    python -m train.classifier flowers -o lite.safetensors --preset efficientnet_lite0 --init efficientnet_lite0
 
 `models/elc.py train --stage classification --classifier FILE` reads the file that it writes. DIR is a folder of classes
 or the name of a TensorFlow Datasets data set: see `train/labelled.py`.
@@ -21,6 +22,7 @@ if __name__ == "__main__":
 
 import tensorflow as tf
 
+from models.codec import weights
 from models.io import files
 from models.io.errors import UserError
 from models.tasks.classifier import RESNET50, SMALL_WIDTHS, Classifier, load
@@ -108,11 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("labelled", nargs="?", metavar="DIR", help="A folder of classes, or a TFDS name.")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="Where the weights go (.safetensors).")
     parser.add_argument("-f", "--force", action="store_true", help="Replace it.")
-    parser.add_argument("--preset", choices=list(PRESETS), default="base", help="ResNet50, or a small network.")
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), default="base", help="ResNet50, a small network, or a Lite one."
+    )
     parser.add_argument(
         "--init",
         metavar="WEIGHTS",
-        help="What it starts from: a file of this program; for ResNet50 also imagenet or a file of Keras'.",
+        help="What it starts from: a file of this program, or one that ships, such as efficientnet_lite0; for ResNet50 "
+        "also imagenet or a file of Keras'.",
     )
     parser.add_argument("--patchsize", type=int, default=224, help="Images are scaled and cut to this.")
     parser.add_argument("--batchsize", type=int, default=32)
@@ -135,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.labelled:
             train, validation = labelled.open_labelled(args.labelled, args.patchsize)
         classifier = Classifier(PRESETS[args.preset], train.classes if args.labelled else imagenet_labels())
-        if args.init and args.init.endswith(".safetensors"):
+        if args.init and (args.init.endswith(".safetensors") or weights.of_classifier(args.init)):
             classifier.begin_as(load(args.init))
         elif args.init:
             classifier.load_keras(args.init)

@@ -90,8 +90,21 @@ def test_goes_on_from_another(tmp_path):
     np.testing.assert_array_equal(other.tail.predictions.kernel, fresh)
     assert other(pictures).shape == (2, 3)
 
-    with pytest.raises(UserError, match="of widths"):
+    with pytest.raises(UserError, match="a small network of widths"):
         classifiers.Classifier((8, 8, 16, 16, 16), ["green", "red"]).begin_as(first)
+
+
+def test_a_network_that_ships_learns_other_classes(tmp_path, monkeypatch):
+    """Its features stay; its last layer is for the classes of the images."""
+    folder_of_colours(tmp_path / "data")
+    monkeypatch.setattr(classifier, "fit", lambda *_: {"val_accuracy": [1.0]})
+    path, name = tmp_path / "lite.safetensors", "efficientnet_lite0"
+    arguments = ["--preset", name, "--init", name, "--patchsize", "32"]
+    assert classifier.main([str(tmp_path / "data"), "-o", str(path), *arguments]) == 0
+    own, whole = classifiers.load(path), classifiers.load(name)
+    assert (own.labels, own.architecture) == (("green", "red"), name)
+    images = np.zeros([1, 64, 64, 3], np.float32)
+    np.testing.assert_allclose(own.features_at_cut(images), whole.features_at_cut(images))
 
 
 @pytest.mark.parametrize(
