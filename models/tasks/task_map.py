@@ -85,7 +85,9 @@ def load_classifier(name: str) -> Classifier:
             return Classifier(tf.keras.models.load_model(name, compile=False))
         network = getattr(tf.keras.applications, name, None)
         if not isinstance(network, Callable):
-            raise UserError(f"{name}: neither a Keras model's file or folder nor a network of keras.applications")
+            raise UserError(
+                f"{name}: neither a classifier that ships, nor a Keras model's file or folder, nor a network of keras.applications"
+            )
         module = next(
             m for m in vars(tf.keras.applications).values() if hasattr(m, "preprocess_input") and hasattr(m, name)
         )
