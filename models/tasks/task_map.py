@@ -86,7 +86,8 @@ def load_classifier(name: str) -> Classifier:
         network = getattr(tf.keras.applications, name, None)
         if not isinstance(network, Callable):
             raise UserError(
-                f"{name}: neither a classifier that ships, nor a Keras model's file or folder, nor a network of keras.applications"
+                f"{name}: neither a classifier that ships, nor a Keras model's file or folder, nor a network of "
+                "keras.applications"
             )
         module = next(
             m for m in vars(tf.keras.applications).values() if hasattr(m, "preprocess_input") and hasattr(m, name)
