@@ -27,6 +27,7 @@ from models import cwic, elc, elic, sae_spn, sft
 from models.codec import load
 from models.io.images import encode_image, read_image
 from models.tasks.classifier import Classifier
+from train.elc_stages import following
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPH = HERE.parent.parent / "res" / "eval" / "kodim23_512x384.png"
@@ -144,8 +145,8 @@ def tiny_elc(steps: int) -> elc.ELC:
     kernel = base.named_variables()["analysis/layers/7/kernel"]
     kernel.assign(16 * kernel)
     fit(base, steps, 1e-2)
-    classification = elc.ELC.following(base, "classification", Classifier(config.classifier, LABELS))
-    codec = elc.ELC.following(classification, "decoder")
+    classification = following(base, "classification", Classifier(config.classifier, LABELS))
+    codec = following(classification, "decoder")
     codec.enhancement.fuse.kernel.assign(tf.random.normal(codec.enhancement.fuse.kernel.shape, stddev=0.02))
     return codec
 

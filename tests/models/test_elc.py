@@ -21,6 +21,7 @@ from models.io.errors import UserError
 from models.tasks import classifier as classifiers
 from models.tasks.classifier import Classifier
 from train import labelled
+from train.elc_stages import following
 
 RES = Path(__file__).parents[2] / "res"
 
@@ -42,8 +43,8 @@ def stages(tiny_elc_weights, classifier):
     values = decoder.named_variables()
     for name, variable in base.named_variables().items():
         variable.assign(values[name])
-    classification = ELC.following(base, "classification", classifier)
-    adversarial = ELC.following(decoder, "adversarial")
+    classification = following(base, "classification", classifier)
+    adversarial = following(decoder, "adversarial")
     adversarial.perceptual_features = classifier.features
     return dict(zip(STAGES, (base, classification, decoder, adversarial)))
 
@@ -227,16 +228,16 @@ def test_losses_of_the_stages(stages, batch):
 def test_what_a_stage_begins_with(stages, classifier):
     classification = stages["classification"]
     assert classification.labels == LABELS and stages["adversarial"].labels == LABELS
-    fresh = ELC.following(classification, "decoder")
+    fresh = following(classification, "decoder")
     latents = tf.random.stateless_normal([1, 2, 4, fresh.config.width], [1, 2])
     np.testing.assert_allclose(fresh.reconstruct(latents), fresh.reconstruct_plainly(latents), atol=1e-3)
     np.testing.assert_array_equal(fresh.reconstruct_plainly(latents), classification.reconstruct_plainly(latents))
     features = tf.random.stateless_normal([1, 4, 4, 8], [3, 4])
     np.testing.assert_allclose(fresh.classifier(features), classifier.tail(features), rtol=1e-5)
     other = Classifier((8, 8, 8, 16, 16), LABELS)
-    assert ELC.following(stages["base"], "classification", other).config.classifier == (8, 8, 8, 16, 16)
+    assert following(stages["base"], "classification", other).config.classifier == (8, 8, 8, 16, 16)
     with pytest.raises(UserError, match="8,8,8,16,16, and the codec is made for a small network of widths 8,8,8,8,16"):
-        ELC.following(classification, "classification", other)
+        following(classification, "classification", other)
 
 
 def test_the_discriminator_is_not_in_the_weights(stages, crop):
@@ -297,7 +298,7 @@ def test_classifier_file(classifier, tmp_path, tiny_elc_weights, crop):
 
 def test_without_labels_the_answer_to_the_original_is_matched(stages, classifier, batch):
     """Features and logits of the image itself; a codec whose features are those loses nothing."""
-    codec = ELC.following(stages["base"], "classification", classifier)
+    codec = following(stages["base"], "classification", classifier)
     codec.features_at_cut = classifier.features_at_cut
     images = batch[0]
     figures = codec.losses((images, None), training=False)

@@ -99,8 +99,9 @@ class ElcFlags(base.Flags):
         if not args.init_weights:
             return super().for_training(args)
         from models.codec import storage
-        from models.elc import ELC, LAMBDA_CLASS
+        from models.elc import LAMBDA_CLASS
         from models.tasks import classifier
+        from train.elc_stages import following
 
         path, before = args.init_weights, storage.load_checkpoint(self.card.name, args.init_weights)
         place = STAGES.index(args.stage)
@@ -114,7 +115,7 @@ class ElcFlags(base.Flags):
             raise UserError("--stage classification needs a --classifier: `python -m train.classifier` trains one")
         lambda_class = LAMBDA_CLASS if args.lambda_class is None else args.lambda_class
         chosen = loss_weights.parse(args.loss_weights, before.loss_weights)
-        codec = ELC.following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=lambda_class, weights=chosen)
+        codec = following(before, args.stage, tail, lmbda=args.lmbda, lambda_class=lambda_class, weights=chosen)
         if args.stage == "classification" and not args.labelled:
             codec.features_at_cut = tail.features_at_cut
         if args.stage == "adversarial":
