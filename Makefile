@@ -1,6 +1,7 @@
 # make demo   compress and decompress a photograph, and show the two side by side
 # make test   lint and tests
 # make lint   lint alone: style, and which module may import which (the latter from Python 3.10 on)
+# make docs   pages of all modules, classes and functions, from their docstrings: build/docs/index.html
 # make report   the curve of the README, from the figures in res/eval
 # make jax    an environment for what runs outside TensorFlow (train/pjrt/run.py): .venv-jax; its tests are skipped
 #             without one
@@ -10,7 +11,7 @@
 # A Python 3.9 to 3.11 is looked for; `make demo PYTHON=/path/to/python3.10` names one. `make test PYTEST="-k images"`
 # passes arguments to pytest.
 
-.PHONY: demo test lint report jax clean
+.PHONY: demo test lint docs report jax clean
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
 
@@ -28,6 +29,11 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	test ! -x $(VENV)/bin/lint-imports || $(VENV)/bin/lint-imports --no-logo --no-cache
+
+# pdoc warns of modules that need Apache Beam, and of types that are imported for type checkers alone.
+docs: $(VENV)/.installed-dev
+	PYTHONWARNINGS=ignore $(VENV)/bin/pdoc --docformat google --no-show-source -o build/docs models transforms train eval \
+	  '!models.app.beam.*'
 
 report: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m eval.studies.kodak_curve -o res/doc/kodak.png

@@ -15,8 +15,6 @@ _HOME = {
     "register": "registry",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0604
-
 
 def __getattr__(name: str):
     if name in _HOME:
