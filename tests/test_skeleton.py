@@ -95,8 +95,9 @@ def test_every_import_of_the_zoo_is_required():
     names |= {"tensorflow_probability": "tensorflow-probability", "PIL": "pillow", "absl": "absl-py"}
     names |= {"tensorflow_serving": "tensorflow-serving-api", "grpc": "tensorflow-serving-api"}
     ours = {"models", "transforms", "train", "eval"}
-    # For people who have them: data sets by name, another runtime, peers to compare with, charts, many machines.
+    # For people who have them: data sets by name, another runtime, peers, charts, many machines, how images look.
     optional = {"tensorflow_datasets", "jax", "jaxlib", "torch", "compressai", "plotly", "apache_beam"}
+    optional |= {"ssimulacra2"}
     imported = set()
     for folder in ours:
         for file in (ROOT / folder).rglob("*.py"):
