@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from models.codec import weights
+from models.codec import precision, weights
 from models.codec.variables import variables_by_path
 from models.io.errors import UserError, one_line
 from transforms.chain import Chain
@@ -248,7 +248,10 @@ class Classifier(tf.keras.Model):
 
 
 def load(name) -> Classifier:
-    """Loads a classifier: a file of `Classifier.save_file`, or one that ships by its name. UserError if it fails."""
+    """Loads a classifier: a file of `Classifier.save_file`, or one that ships by its name. UserError if it fails.
+
+    It computes in float32 under any precision policy: what it says is a measure.
+    """
     path = weights.of_classifier(name) or name
     tensors, metadata = weights.read(path)
     if metadata.get("model") != "classifier":
@@ -257,7 +260,8 @@ def load(name) -> Classifier:
     try:
         # Earlier versions wrote the widths of the small network, none for ResNet50.
         architecture = metadata["architecture"] if "architecture" in metadata else metadata["widths"]
-        classifier = Classifier(json.loads(architecture) or RESNET50, json.loads(metadata["labels"]))
+        with precision.scope("float32"):
+            classifier = Classifier(json.loads(architecture) or RESNET50, json.loads(metadata["labels"]))
         for name, variable in classifier.named_variables().items():
             variable.assign(tensors[name].astype(variable.dtype.as_numpy_dtype))
     except (KeyError, TypeError, ValueError) as error:

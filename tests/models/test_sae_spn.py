@@ -12,7 +12,7 @@ from eval.replay import Recorder
 from models import sae_spn
 from models.app import cli
 from models.app.flags import sae_spn as flags
-from models.codec import load, load_for_training, loss_weights, storage
+from models.codec import load, load_for_training, loss_weights, precision, storage
 from models.codec.coding import to_uint8
 from models.entropy import rans
 from models.entropy.coders import LatentCoder, TableRate
@@ -277,8 +277,11 @@ def test_weights_of_the_losses(players, part):
 
 
 def test_the_network_that_ships_gives_features_of_five_scales(crop):
-    features = flags.load_features("efficientnet_lite0")
-    assert [x.shape[1] for x in features(crop(64, 64)[None])] == [32, 16, 8, 4, 2]
+    """In float32, whatever the codec computes in."""
+    with precision.scope("mixed_bfloat16"):
+        features = flags.load_features("efficientnet_lite0")
+    found = features(crop(64, 64)[None])
+    assert [x.shape[1] for x in found] == [32, 16, 8, 4, 2] and {x.dtype for x in found} == {tf.float32}
 
 
 def test_perceptual_loss_counts_where_there_are_features(crop):
