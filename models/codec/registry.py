@@ -116,7 +116,7 @@ _ZOO = (
             "base": Preset("the paper's network", 23.86, 765),
             "small": Preset("a thirtieth of the paper's work, twice its latents", 1.083, 23.1),
         },
-        weights="small-sae_spn",
+        weights="small-sae_spn16",
         bfloat16=False,  # a switch that another rounding predicts moves a pixel
     ),
     Card(
