@@ -31,7 +31,7 @@ def _rows(card: Card) -> Iterator[str]:
         yield f"  {name:10} {parameters:>10} {kmac:>10}  {preset.about}{none}"
     files = weights.shipped(card.name)
     if files:
-        yield f"  {'weights':15} {'size':>7} {'rates':15} Kodak"
+        yield f"  {'weights':17} {'size':>7} {'rates':15} Kodak"
         taken = weights.default(card.name)
         yield from (_weights_row(card, path, path == taken) for path in files)
 
@@ -40,7 +40,7 @@ def _weights_row(card: Card, path: Path, taken: bool) -> str:
     header = weights.read_metadata(path)
     name, megabytes = f"{path.stem}{' *' if taken else ''}", path.stat().st_size / 1e6
     rates = f"quality {1 + card.ladder.index(path.stem)}" if path.stem in card.ladder else _rates(card, header)
-    return f"  {name:15} {megabytes:4.1f} MB {rates:15} {_kodak(header)}"
+    return f"  {name:17} {megabytes:4.1f} MB {rates:15} {_kodak(header)}"
 
 
 def _rates(card: Card, header: dict[str, str]) -> str:
