@@ -97,7 +97,7 @@ def in_tiles(
                 (top - above) // cell : (top - above) // cell + -((top - bottom) // cell),
                 (left - before) // cell : (left - before) // cell + -((left - right) // cell),
             ]
-            for value, cell in zip(made, output_cells, strict=True)
+            for value, cell in zip(made, output_cells)
         ]
 
     def strip(top) -> list[tf.Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Union
 
 import numpy as np
 import tensorflow as tf
@@ -34,7 +35,7 @@ SMALL_WIDTHS = (32, 64, 96, 160, 256)
 
 RESNET50 = "resnet50"
 #: The architecture of a classifier: a name, or the widths of the small network.
-Architecture = str | tuple[int, ...]
+Architecture = Union[str, tuple[int, ...]]
 
 
 def cut_channels(architecture: Architecture) -> int:

@@ -153,7 +153,7 @@ def _iteration(codec, gradients_of, images: tf.Tensor, analysed: tf.Tensor, cont
     )
     given = [latent for latent, *_ in coder.passes]
     gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], slopes)
-    moves = [coder.moves(*one, gradient, penalty) for one, gradient in zip(coder.passes, gradients, strict=True)]
+    moves = [coder.moves(*one, gradient, penalty) for one, gradient in zip(coder.passes, gradients)]
     moves = [tf.where(checkerboard_mask(move, turn), move, 0.0) for move in moves]
     # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.
     gains = tape.gradient(given, analysed, [tf.ones_like(latent) for latent in given])

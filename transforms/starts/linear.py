@@ -121,7 +121,7 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
     down = [layer for layer in analysis.layers if hasattr(layer, "init_linear")]
     up = [layer for layer in synthesis.layers if hasattr(layer, "init_linear")][::-1]
     stages = principal_components([layer.filters for layer in down])
-    for number, (stage, encode, decode) in enumerate(zip(stages, down, up, strict=True)):
+    for number, (stage, encode, decode) in enumerate(zip(stages, down, up)):
         scale = 1 / step if number + 1 == len(stages) else 1.0
         encode.init_linear(stage.times(scale))
         decode.init_linear(stage.times(1 / scale))
