@@ -7,6 +7,7 @@ networks nor, for the first, its calibration on people's answers: so they have o
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import NamedTuple
 
@@ -52,10 +53,8 @@ class Judge:
             import ssimulacra2
         except ImportError as error:
             raise UserError("--perceptual needs the package ssimulacra2: pip install ssimulacra2==0.3.0") from error
-        from models.tasks import classifier
-
         self._ssimulacra2 = ssimulacra2.compute_ssimulacra2
-        self._network = classifier.load(JUDGE)
+        self._network = _network()
         self._remember = remember
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -89,6 +88,14 @@ class Judge:
         real, decoded = (np.concatenate(patches) for patches in zip(*self._seen))
         self._seen.clear()
         return Frechet(frechet_distance(real, decoded), frechet_distance(real[::2], decoded[::2]), len(real))
+
+
+@functools.cache
+def _network():
+    """The network of all judges, loaded once: a study has one judge for each codec."""
+    from models.tasks import classifier
+
+    return classifier.load(JUDGE)
 
 
 def _file(image: np.ndarray) -> io.BytesIO:

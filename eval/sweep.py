@@ -19,10 +19,10 @@ def measure(codec, image: np.ndarray, name: str, *options, judge: Judge | None =
       name: of the image, for the table.
       options: of the encoder, where it takes some.
       judge: measures how it looks as well.
+      controls: what `compress` takes besides, such as a quality.
 
     Raises:
       UserError: the image is too small for the judge; or as of the codec.
-      controls: what `compress` takes besides, such as a quality.
     """
     if judge and min(image.shape[:2]) < PATCH:
         size = f"{image.shape[1]}x{image.shape[0]}"

@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.labelled:
             train, validation = labelled.open_labelled(args.labelled, args.patchsize)
         classifier = Classifier(PRESETS[args.preset], train.classes if args.labelled else imagenet_labels())
-        if args.init and (args.init.endswith(".safetensors") or weights.of_classifier(args.init)):
+        if args.init and weights.of_classifier(args.init):
             classifier.begin_as(load(args.init))
         elif args.init:
             classifier.load_keras(args.init)

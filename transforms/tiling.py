@@ -90,6 +90,8 @@ def in_tiles(
         ]
         result = function(*parts)
         made = [value for value in tf.nest.flatten(result) if value is not None]
+        if len(made) != len(output_cells):
+            raise ValueError(f"{len(made)} outputs, and cells of {len(output_cells)}")
         form[:] = [result, [value.shape[-1] for value in made]]
         return [
             value[

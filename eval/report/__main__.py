@@ -108,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     chart_library = _chart_library()
-    judge = perceptual.Judge(remember=False) if args.perceptual else None
     inputs = files.find_inputs(args.images, formats.extensions())
     names = {path: str(name) for path, name in files.distinct_names(inputs).items()}
     anchors = report.load_anchors(args.anchors or report.ANCHORS)
@@ -121,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.output}: cannot be made: {reason(error)}") from error
     for target in targets.values():
         files.check_target(target, args.force)
+    judge = perceptual.Judge(remember=False) if args.perceptual else None
     wanted = [name for name in dict.fromkeys(args.codecs.split(",")) if name]
     codecs = [classical_codec(name, args.points) for name in wanted]
     codecs = [learned_codec(name, args.points, args.effort) for name in dict.fromkeys(args.weights)] + codecs

@@ -20,13 +20,14 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 
 import numpy as np
 
+from eval.perceptual import JUDGE
 from models.io.errors import UserError
 from models.io.files import atomic_write
 from models.io.images import read_image
 
 BATCH = 10
-#: The classifier that finds the maps, and the one that has no part in it.
-FINDER, JUDGE = "efficientnet_lite0", "efficientnet_lite2"
+#: The classifier that finds the maps; the judge has no part in it.
+FINDER = "efficientnet_lite0"
 
 
 def read_labelled(folder: Path, per_class: int | None = None) -> tuple[np.ndarray, list[str]]:

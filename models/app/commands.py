@@ -240,12 +240,12 @@ def evaluate(model: str, args: argparse.Namespace) -> int:
     if not inputs:
         return code
     names = files.distinct_names({path: Path(path.name) for path in inputs})
-    judge = perceptual.Judge() if args.perceptual else None
     figures = files.target_of(args.json) if args.json else None
     for target in filter(None, (figures, args.plot)):
         files.check_target(target, args.force)
     if args.plot:
         report.check_plot(args.plot)
+    judge = perceptual.Judge() if args.perceptual else None
     path = _weights_path(model, args)
     codec = load_codec(model, path, args) if args.quality == (None,) else _load_rates(model, args)
     one_set = not isinstance(codec, Ladder)

@@ -145,8 +145,13 @@ def of_preset(model: str, preset: str) -> Path | None:
     return min(files_of, key=lambda path: best.index(path.stem) if path.stem in best else len(best), default=None)
 
 
-def of_classifier(name) -> Path | None:
-    """The file of a classifier that ships, by a name such as efficientnet_lite0; None if none is called so."""
+def of_classifier(name: str) -> Path | None:
+    """The file of a classifier of the zoo: a .safetensors file, or one that ships by a name such as efficientnet_lite0.
+
+    None if the name is neither. The file need not exist.
+    """
+    if str(name).endswith(".safetensors"):
+        return Path(name)
     path = SHIPPED / "classifier" / f"{name}.safetensors"
     return path if path.name == f"{name}.safetensors" and path.is_file() else None
 

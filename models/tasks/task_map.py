@@ -78,7 +78,7 @@ def load_classifier(name: str) -> Classifier:
     Raises:
       UserError: it is none of these, or takes no images.
     """
-    if weights.of_classifier(name) or name.endswith(".safetensors"):
+    if weights.of_classifier(name):
         return Classifier(classifiers.load(name))
     try:
         if os.path.exists(name):

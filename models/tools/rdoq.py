@@ -153,6 +153,8 @@ def _iteration(codec, gradients_of, images: tf.Tensor, analysed: tf.Tensor, cont
     )
     given = [latent for latent, *_ in coder.passes]
     gradients = tape.gradient(decoded, [value for _, value, *_ in coder.passes], slopes)
+    if len(gradients) != len(coder.passes):
+        raise ValueError(f"{len(gradients)} gradients for {len(coder.passes)} passes")
     moves = [coder.moves(*one, gradient, penalty) for one, gradient in zip(coder.passes, gradients)]
     moves = [tf.where(checkerboard_mask(move, turn), move, 0.0) for move in moves]
     # `given` is `analysed` cut into passes, times the gains: its gradient puts moves where they belong.

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from transforms.chain import Chain
-from transforms.starts.linear import covariance
+from transforms.starts.linear import block_components
 
 #: Of neighbouring pixels. Smaller than that of `linear_start`: what counts for bits is how large components get where
 #: images are busy. (Of 0.96 to 0.99 the one with the smallest error on photographs.)
@@ -135,12 +135,9 @@ def _of_opposites(kernel: np.ndarray) -> np.ndarray:
     return np.stack([kernel, -kernel], -2).reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
 
 
-@functools.cache
 def principal_components(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of square blocks of photographs: components [3 side², 3 side²], one a row over (row, column, colour), most energy
-    first; and their standard deviations [3 side²] in the units of the images."""
-    energy, vectors = np.linalg.eigh(covariance(side, PIXEL_CORRELATION))
-    return vectors.T[::-1], DEVIATION * np.sqrt(np.maximum(energy[::-1], 0))
+    """See `block_components`: of square blocks of images in -1/2..1/2."""
+    return block_components(side, DEVIATION, PIXEL_CORRELATION)
 
 
 def best_bits(count: int, components: int) -> list[Bit]:

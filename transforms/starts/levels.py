@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transforms.quantizers import LIMIT
-from transforms.starts.linear import covariance
+from transforms.starts.linear import block_components
 
 #: Side of the blocks.
 SIDE = 16
@@ -59,11 +59,9 @@ def begin(analysis, synthesis, groups: Sequence[int]) -> list[Digit]:
     return digits
 
 
-@functools.cache
 def principal_components() -> tuple[np.ndarray, np.ndarray]:
-    """Components of blocks [768, 768], one a row over (row, column, colour), most energy first; their deviations."""
-    energy, vectors = np.linalg.eigh(covariance(SIDE, PIXEL_CORRELATION, COLOUR_CORRELATION))
-    return vectors.T[::-1], DEVIATION * np.sqrt(np.maximum(energy[::-1], 0))
+    """See `block_components`: of 16x16 blocks of images in -1..1."""
+    return block_components(SIDE, DEVIATION, PIXEL_CORRELATION, COLOUR_CORRELATION)
 
 
 def allocate(deviations: np.ndarray, groups: Sequence[int]) -> list[Digit]:

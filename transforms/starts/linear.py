@@ -17,6 +17,7 @@ steps, and the more the higher the rate.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,6 +103,22 @@ def covariance(
     return np.kron(correlation**distance, colours)
 
 
+@functools.cache
+def block_components(
+    side: int, deviation: float, correlation: float, colour_correlation: float = COLOUR_CORRELATION
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the principal components of square blocks of photographs whose pixels have a standard deviation.
+
+    correlation, colour_correlation: as of `covariance`.
+
+    Returns:
+      Components [3 side², 3 side²], one a row over (row, column, colour), most energy first; their standard deviations
+      [3 side²] in the units of `deviation`.
+    """
+    energy, vectors = np.linalg.eigh(covariance(side, correlation, colour_correlation))
+    return vectors.T[::-1], deviation * np.sqrt(np.maximum(energy[::-1], 0))
+
+
 def best_step(lmbda: float) -> float:
     """The step for values that are all worth coding at a λ of the loss bpp + λ · MSE, in units of normalised images.
 
@@ -120,6 +137,8 @@ def begin(analysis: Chain, synthesis: Chain, step: float) -> None:
     synthesis.build()
     down = [layer for layer in analysis.layers if hasattr(layer, "init_linear")]
     up = [layer for layer in synthesis.layers if hasattr(layer, "init_linear")][::-1]
+    if len(down) != len(up):
+        raise ValueError(f"{len(down)} layers halve the resolution, and {len(up)} double it")
     stages = principal_components([layer.filters for layer in down])
     for number, (stage, encode, decode) in enumerate(zip(stages, down, up)):
         scale = 1 / step if number + 1 == len(stages) else 1.0

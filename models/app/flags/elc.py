@@ -21,7 +21,7 @@ LOSS_WEIGHTS = {"perceptual": 20.0, "adversarial": 20.0}
 
 
 class ElcFlags(base.Flags):
-    """--start, --stage, --lambda, --lambda_class, --classifier and --perceptual; `classify`."""
+    """--start, --stage, --lambda, --lambda_class, --classifier, --perceptual and --loss_weights; `classify`."""
 
     @property
     def stream_commands(self):
@@ -69,7 +69,6 @@ class ElcFlags(base.Flags):
             "another classifier of ours (.safetensors); imagenet (Keras downloads VGG16); or a file of Keras' for "
             "VGG16 without its top (.h5).",
         )
-
         base.add_loss_weights_flag(parser, "perceptual and adversarial, in stage adversarial")
 
     def check_train_flags(self, args) -> None:
@@ -192,7 +191,7 @@ def perceptual_features(source: str | None):
     if source is None:
         logger.warning("no --perceptual: the adversarial stage trains without a perceptual distance")
         return None
-    if source.endswith(".safetensors") or weights.of_classifier(source):
+    if weights.of_classifier(source):
         return classifier.load(source).features
     try:
         return deep_features.vgg16(source)

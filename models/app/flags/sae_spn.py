@@ -19,7 +19,7 @@ LOSS_WEIGHTS = {"mse": 1.0, "perceptual": 5.0, "intermediate": 1.0, "switches": 
 
 
 class SaeSpnFlags(base.Flags):
-    """--variant, --stage, --perceptual_model and --loss_weights."""
+    """--variant, --start, --stage, --perceptual_model and --loss_weights."""
 
     def add_train_flags(self, parser) -> None:
         model = group(parser, "model")
@@ -45,7 +45,7 @@ class SaeSpnFlags(base.Flags):
     def check_train_flags(self, args) -> None:
         base.check_stage(args)
         name = args.perceptual_model
-        if name not in (None, "vgg16") and not weights.of_classifier(name) and not os.path.isfile(name):
+        if name not in (None, "vgg16") and not os.path.isfile(weights.of_classifier(name) or name):
             raise UserError(f"--perceptual_model {name}: neither efficientnet_lite0, nor vgg16, nor a file")
         loss_weights.parse(args.loss_weights, LOSS_WEIGHTS)
 
