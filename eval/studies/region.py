@@ -18,12 +18,15 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 
 from models.app.flags.sft import region
+from models.codec.options import DEFAULTS, EncoderOptions
 from models.codec.quality_map import Region, paint
 from models.io.errors import UserError
 from models.io.images import read_image, write_image
 
 
-def compare(codec, image: np.ndarray, region: Region) -> dict[str, tuple[bytes, np.ndarray]]:
+def compare(
+    codec, image: np.ndarray, region: Region, options: EncoderOptions = DEFAULTS
+) -> dict[str, tuple[bytes, np.ndarray]]:
     """File and decoded image by kind of map: "region"; of two uniform ones of neighbouring qualities, "uniform below"
     of at most as many bytes and "uniform above" of more (sizes come in steps of a tenth, see res/doc/sft.md).
 
@@ -31,16 +34,17 @@ def compare(codec, image: np.ndarray, region: Region) -> dict[str, tuple[bytes, 
       codec: an SFT, ready to code.
       image: uint8 [H, W, 3].
       region: its quality is that inside; outside it is 0.
+      options: of the encoder.
     """
     qualities = codec.rate_control.qualities
-    data = codec.compress(image, quality_map=paint(image.shape[:2], 0.0, [region]))
-    below, above = (codec.compress(image, quality=float(q)) for q in (qualities[0], qualities[-1]))
+    data = codec.compress(image, options, quality_map=paint(image.shape[:2], 0.0, [region]))
+    below, above = (codec.compress(image, options, quality=float(q)) for q in (qualities[0], qualities[-1]))
     if not len(below) <= len(data) < len(above):
         raise UserError(f"no uniform map gives {len(data)} bytes: they give {len(below)} to {len(above)}")
     low, high = 0, len(qualities) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        uniform = codec.compress(image, quality=float(qualities[middle]))
+        uniform = codec.compress(image, options, quality=float(qualities[middle]))
         if len(uniform) <= len(data):
             low, below = middle, uniform
         else:

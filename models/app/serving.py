@@ -89,9 +89,8 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
     def compress(image, *controls):
         return {"bitstream_bytes": encode(image, named(controls))}
 
-    @tf.function(input_signature=[images], autograph=False)
     def compress_plainly(image):
-        return {"bitstream_bytes": encode(image, {})}
+        return compress(image, *middle_controls(codec).values())
 
     def unpack(bitstream_bytes):
         """The arguments of `coding.decode`, and the fingerprints of files of one size."""
@@ -151,9 +150,8 @@ def signatures(codec: Codec, max_pixels: int = MAX_PIXELS, options: EncoderOptio
     def decompress_file(bitstream_bytes):
         return {"image_bytes": one_by_one(decompress_one, *check_batch(bitstream_bytes))}
 
-    plain = compress_plainly if wishes else compress
     return {
-        "serving_default": tf.function(each_file(plain), input_signature=[files], autograph=False),
+        "serving_default": tf.function(each_file(compress_plainly), input_signature=[files], autograph=False),
         "compress": compress,
         "decompress": decompress,
         "compress_file": tf.function(each_file(compress), input_signature=[files, *wishes], autograph=False),
@@ -240,7 +238,6 @@ def _save(codec: Codec, folder: Path, scratch: Path, max_pixels: int, card: dict
     module = tf.Module()
     # Not the codec itself: Keras would save all that a model can do.
     module.all_variables = list({id(v): v for f in concrete.values() for v in f.variables}.values())
-    module.functions = functions
     module.model_card = tf.saved_model.Asset(str(path))
     tf.saved_model.save(module, str(folder), signatures=concrete)
     write_warmup(folder, codec)

@@ -200,12 +200,13 @@ class Codec(Contract):
     def call(self, images, training=False, **controls):
         """Maps images [B, H, W, 3] in 0..255 to (reconstruction float32 [B, H, W, 3], bits per latent {name: [B]}).
 
-        controls: as `transmit` has them, such as a quality; the defaults of `rate_control` without any.
+        controls: as `compress` takes them, such as quality=3; tensors are those of `transmit`, one value an image.
 
         With training=False latents are rounded; once tables exist (`calibrate`, `load`) the entropy networks run in
         integers and the bits are those of the tables, so that estimates and files agree.
         """
-        controls = controls or self.rate_control.from_args(tf.shape(images)[:3])[1]
+        if not any(tf.is_tensor(value) for value in controls.values()):
+            _, controls = self.rate_control.from_args(tf.shape(images)[:3], **controls)
         _, reconstruction, bits = self.forward(images, controls, training)
         return reconstruction, bits
 

@@ -66,11 +66,11 @@ def load_for_training(path, lmbda: float | Sequence[float] | None = None) -> Cod
 
     Raises UserError as `load` does, or if the file has several λ and not as many.
     """
-    codec, values, _ = _from_file(path, training=True)
     if weights.read_metadata(path).get("form") == CODING_ONLY:
         raise UserError(
             f"{path}: for coding only: it lacks the float form of the entropy networks, which training needs"
         )
+    codec, values, _ = _from_file(path, training=True)
     assign(codec, {name: value for name, value in values.items() if not name.startswith("bank/")}, source=str(path))
     if lmbda is None:
         return codec

@@ -16,6 +16,7 @@ from models.app.flags.sft import region
 from models.app.serving import signatures
 from models.codec import load, load_for_training
 from models.codec.coding import to_uint8
+from models.codec.options import EncoderOptions
 from models.codec.quality_map import Region, paint
 from models.codec.registry import get
 from models.codec.weights import shipped
@@ -433,7 +434,7 @@ def test_a_region_gains_and_the_rest_pays(photograph):
     """Inside it is better than with a uniform map of more bytes; outside it is worse than with one of fewer."""
     codec = load(shipped("sft")[0])
     region = Region(180, 60, 190, 200)
-    results = region_program.compare(codec, photograph, region)
+    results = region_program.compare(codec, photograph, region, EncoderOptions(effort=0))
     size = {kind: len(data) for kind, (data, _) in results.items()}
     assert 0.8 * size["region"] < size["uniform below"] <= size["region"] < size["uniform above"] < 1.2 * size["region"]
     psnr = {

@@ -29,7 +29,7 @@ def latents():
 def trained(codec, fixed: str, image, teacher=None) -> tuple[set[str], set[str]]:
     """The names of trainable variables that a step changes, and that it does not."""
     freeze(codec, fixed, teacher)
-    codec.compile(optimizer=FusedAdam(1e-3))
+    codec.compile(optimizer=FusedAdam(1e-3), run_eagerly=True)  # one step: tracing it takes longer
     before = {name: variable.numpy() for name, variable in codec.named_variables().items() if variable.trainable}
     codec.train_on_batch(image[None])
     changed = {name for name, variable in codec.named_variables().items() if np.any(variable != before.get(name))}

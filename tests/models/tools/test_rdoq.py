@@ -246,7 +246,7 @@ def test_rounds_remember_the_slopes_of_those_before(medium, crop):
 
 def test_memory_and_eagerness_pay(medium, crop, monkeypatch):
     """...in the mean of the qualities: on one image at one of them chance can be larger than what they bring."""
-    cases = [prepared(medium, crop, quality, 192, 256) for quality in range(1, 7)]
+    cases = [prepared(medium, crop, quality, 128, 160) for quality in range(1, 7)]
 
     def log_loss():
         chosen = [rdoq.optimise_symbols(medium, images, latents, controls, 6) for images, controls, latents in cases]
