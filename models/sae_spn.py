@@ -93,7 +93,7 @@ PRESETS = {
     "base": Config(),
     "small": Config(
         widths=(8, 16, 48, 96, 192),
-        latent_groups=(2, 2, 4, 8),
+        latent_groups=(2, 2, 4, 5),
         blocks=6,
         norm="none",
         discriminator_widths=(32, 64, 128, 256),
