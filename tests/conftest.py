@@ -117,3 +117,13 @@ def crop(photograph):
         return np.ascontiguousarray(photograph[top : top + height, left : left + width])
 
     return crop
+
+
+@pytest.fixture
+def eagerly():
+    """Keras' steps run as they are: of a few, tracing would take most of the time."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

@@ -18,10 +18,10 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 import tensorflow as tf
 
+from eval.studies import exit_code
 from models.codec import coding
-from models.codec.options import EncoderOptions
+from models.codec.options import DEFAULTS
 from models.entropy.coders import TableRate
-from models.io.errors import UserError
 from models.io.images import read_image, write_image
 
 
@@ -46,9 +46,9 @@ def bits_of_passes(codec, image: np.ndarray, **controls) -> list[tuple[str, floa
       controls: as `compress` takes them.
     """
     coder, padded = PassRate(codec.bank), codec.pad(image[None])
-    _, tensors = codec.rate_control.from_args(np.shape(image[None])[:3], **controls)
+    _, tensors = coding.controls_from_args(codec, (1, *image.shape[:2]), controls)
     tensors = codec.pad_controls(tensors)
-    analysed = coding.analyse_for_encoding(codec, padded, tensors, EncoderOptions())
+    analysed = coding.analyse_for_encoding(codec, padded, tensors, DEFAULTS)
     codec.code(coder, analysed, tf.shape(padded)[:3], **tensors)
     return coder.passes
 
@@ -68,12 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", help="ELIC weights of this name; by default those that the command line takes")
     parser.add_argument("--quality", type=float)
     parser.add_argument("-o", "--output", type=Path, default=Path("progressive.png"), help="the images side by side")
-    args = parser.parse_args(arguments)
-    try:
-        return _run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(_run, parser.parse_args(arguments))
 
 
 def _run(args) -> int:

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 
 import numpy as np
 
+from eval.studies import exit_code
 from models.app.flags.sft import region
 from models.codec.options import DEFAULTS, EncoderOptions
 from models.codec.quality_map import Region, paint
@@ -67,12 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--roi", type=region, required=True, metavar="X,Y,W,H")
     parser.add_argument("--weights", type=Path, help="of SFT; by default those that ship")
     parser.add_argument("-o", "--output", type=Path, default=Path("region.png"), help="the images side by side")
-    args = parser.parse_args(arguments)
-    try:
-        return _run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(_run, parser.parse_args(arguments))
 
 
 def _run(args) -> int:

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # a command line does not open with TensorFlow's log
 import numpy as np
 
 from eval.perceptual import JUDGE
+from eval.studies import exit_code
 from models.io.errors import UserError
 from models.io.files import atomic_write
 from models.io.images import read_image
@@ -100,12 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--qualities", default="0,0.1,0.2,0.3,0.4,0.5", help="of the uniform maps")
     parser.add_argument("-o", "--output", type=Path, default=Path("task_aware.png"), help="plot; .json goes beside it")
-    args = parser.parse_args(arguments)
-    try:
-        return _run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(_run, parser.parse_args(arguments))
 
 
 def _run(args) -> int:

@@ -206,7 +206,7 @@ class Codec(Contract):
         integers and the bits are those of the tables, so that estimates and files agree.
         """
         if not any(tf.is_tensor(value) for value in controls.values()):
-            _, controls = self.rate_control.from_args(tf.shape(images)[:3], **controls)
+            _, controls = coding.controls_from_args(self, tf.shape(images)[:3], controls)
         _, reconstruction, bits = self.forward(images, controls, training)
         return reconstruction, bits
 

@@ -154,16 +154,21 @@ def decoded_image(codec: Codec, latents, coefficients: tf.Tensor | None, size, t
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
+def controls_from_args(codec: Codec, shape, controls: dict) -> tuple[bytes, dict[str, tf.Tensor]]:
+    """Does what `RateControl.from_args` does for images of a shape (B, H, W). UserError for a name it does not take."""
+    unknown = controls.keys() - inspect.signature(codec.rate_control.from_args).parameters
+    if unknown:
+        raise UserError(f"{codec.entry.name} has no control named {', '.join(sorted(unknown))}")
+    return codec.rate_control.from_args(shape, **controls)
+
+
 def compress_batch(codec: Codec, images: np.ndarray, options: EncoderOptions, controls: dict) -> list[bytes]:
     """Compresses images of one size, see `Codec.compress_batch`."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
         raise UserError(f"images must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
     batch, height, width, _ = images.shape
-    unknown = controls.keys() - inspect.signature(codec.rate_control.from_args).parameters
-    if unknown:
-        raise UserError(f"{codec.entry.name} has no control named {', '.join(sorted(unknown))}")
-    packed, tensors = codec.rate_control.from_args((batch, height, width), **controls)
+    packed, tensors = controls_from_args(codec, (batch, height, width), controls)
     header = container.Header(codec.entry.model_id, codec.weights_id, height, width, packed)
     inputs = tf.constant(images), tf.constant(container.header_bytes(header)), tensors
     graphs = codec.graphs

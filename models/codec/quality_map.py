@@ -99,10 +99,8 @@ class QualityMaps(RateControl):
         moved = as_maps(quality_map, shape) + np.float32(2 * quality - 1)
         return b"", {"quality_map": tf.clip_by_value(moved, 0.0, 1.0)}
 
-    def graph_from_args(self, shape, quality_map=None):
-        """See `RateControl`. quality_map: float32 [B, h, w, 1] in 0..1 of any size; None: 0.5 everywhere."""
-        if quality_map is None:
-            quality_map = tf.fill([shape[0], 1, 1, 1], 0.5)
+    def graph_from_args(self, shape, quality_map):
+        """See `RateControl`. quality_map: float32 [B, h, w, 1] in 0..1 of any size."""
         within = (quality_map >= 0) & (quality_map <= 1)
         (quality_map,) = require(within, "a quality map is not within 0 to 1", quality_map)
         fits = all(isinstance(n, int) for n in shape[1:]) and tuple(quality_map.shape[1:3]) == tuple(shape[1:])

@@ -58,7 +58,7 @@ class RateControl:
     def graph_from_args(self, shape) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Does what `from_args` does in a graph, for each image: control bytes uint8 [B, n], and the tensors.
 
-        It takes the inputs of `request_specs` by name, all or none; InvalidArgumentError if one is out of range.
+        It takes the inputs of `request_specs` by name; InvalidArgumentError if one is out of range.
         """
         return tf.zeros([shape[0], 0], tf.uint8), {}
 
@@ -95,10 +95,7 @@ class QualityLevels(RateControl):
             raise _not_ours()
         return {"quality": tf.fill([batch], data[0])}
 
-    def graph_from_args(self, shape, quality=None):
-        if quality is None:
-            data, tensors = self.from_args(shape)
-            return tf.fill([shape[0], 1], tf.constant(data[0], tf.uint8)), tensors
+    def graph_from_args(self, shape, quality):
         low, high = self.qualities[0], self.qualities[-1]
         within = (quality >= low) & (quality <= high)
         (quality,) = require(within, f"quality is not within {low:g} to {high:g}", quality)

@@ -423,14 +423,6 @@ def test_stages_that_lack_something_are_refused(run, arguments, message):
     assert message in run.err and len(run.err.strip().splitlines()) == 1
 
 
-@pytest.fixture
-def eagerly():
-    """Keras' steps run as they are: of two, tracing would take most of the time."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def test_training_goes_on_from_the_stage_before(run, eagerly, stages, classifier, crop, batch):
     for name in LABELS:
         Path("photos", name).mkdir(parents=True)

@@ -10,14 +10,6 @@ from models.tasks import classifier as classifiers
 from train import classifier
 
 
-@pytest.fixture
-def eagerly():
-    """Keras' steps run as they are: of a few, tracing would take most of the time."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def folder_of_colours(folder):
     """Green and red images, 9 of each to train on and one to validate on."""
     for name, colour in (("green", (20, 200, 20)), ("red", (200, 20, 20))):

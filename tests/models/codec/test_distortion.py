@@ -105,14 +105,6 @@ def photographs(crop, tmp_path):
     return str(tmp_path / "*.png")
 
 
-@pytest.fixture
-def eagerly():
-    """Functions run eagerly: for a step or two that is quicker than tracing them."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def test_training_from_the_command_line(judged, tiny_weights, photographs, tmp_path, capsys, eagerly):
     common = ["--train_glob", photographs, "--batchsize", "2", "--epochs", "1", "--steps_per_epoch", "2"]
     common += ["--patchsize", str(SIDE), "--calibration", "2", "--validation_steps", "1"]
