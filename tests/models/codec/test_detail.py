@@ -20,9 +20,8 @@ LAMBDAS = (0.001, 0.01, 0.1)
 
 def train(codec, batch, steps: int) -> None:
     codec.compile(optimizer=FusedAdam(2e-3, global_clipnorm=1.0))
-    step = tf.function(codec.train_step)
-    for _ in range(steps):
-        step(tf.constant(batch))
+    for _ in range(steps):  # eagerly: tracing takes as long as a hundred such steps
+        codec.train_step(tf.constant(batch))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def narrow(batch):
     tf.keras.utils.set_random_seed(3)
     codec = ELIC(TINY, LAMBDAS)
     codec.init_pca()
-    train(codec, batch, 30)
+    train(codec, batch, 15)
     return codec
 
 
@@ -44,7 +43,7 @@ def trained(narrow, batch):
     """The same with 24 detail channels, trained on."""
     tf.keras.utils.set_random_seed(3)
     codec = narrow.with_detail(24)
-    train(codec, batch, 60)
+    train(codec, batch, 20)
     codec.calibrate(batch)
     return codec
 
@@ -76,7 +75,7 @@ def test_they_learn_what_the_others_cannot_hold(narrow, trained, batch):
         return float(tf.reduce_mean(tf.math.squared_difference(codec(batch, quality=quality)[0], batch)))
 
     twin = warm_start(ELIC(TINY, LAMBDAS), narrow)
-    train(twin, batch, 60)
+    train(twin, batch, 20)
     twin.calibrate(batch)
     assert error(trained) < 0.9 * error(twin)
 
