@@ -155,6 +155,16 @@ class Tail(Layer):
 
     def call(self, features, training=False):
         x = self.net(features) if isinstance(self.net, Chain) else self.net(features, training=training)
+        return self._logits(x)
+
+    def activations(self, features) -> list[tf.Tensor]:
+        """Returns the features, what each layer makes of them (of ResNet50 the last alone), and last the logits."""
+        found = [features]
+        for layer in self.net.layers if isinstance(self.net, Chain) else [self.net]:
+            found.append(layer(found[-1]))
+        return [*found, self._logits(found[-1])]
+
+    def _logits(self, x):
         return self.predictions(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]))
 
 
