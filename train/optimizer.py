@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from train.options import FitOptions
@@ -10,35 +12,64 @@ from train.soap import SOAP
 schedules = tf.keras.optimizers.schedules
 
 
+class _Scalars(NamedTuple):
+    """What the updates of all variables of a step share, float32 scalars."""
+
+    graph: tf.Graph | None
+    rate: tf.Tensor
+    beta_1: tf.Tensor
+    beta_2: tf.Tensor
+    epsilon: tf.Tensor
+    beta_1_power: tf.Tensor
+    beta_2_power: tf.Tensor
+
+
 class FusedAdam(tf.keras.optimizers.Adam):
     """Keras' Adam, of which a variable's update is one kernel instead of twelve.
 
     The numbers are the same but for their rounding, and each of the twelve reads and writes as much memory as the
-    variable has: on a CPU all of an update of 12.6 million (clipped, averaged) takes 0.052 s instead of 0.072 s.
+    variable has: on a CPU all of an update of 12.6 million (clipped, averaged) takes 0.052 s instead of 0.072 s. And a
+    graph of hundreds of variables is traced in less time.
     """
+
+    _scalars: _Scalars | None = None
+
+    def apply_gradients(self, *args, **kwargs):
+        """See Keras' `Optimizer`."""
+        object.__setattr__(self, "_scalars", None)
+        return super().apply_gradients(*args, **kwargs)
 
     def update_step(self, gradient, variable):
         """See Keras' `Optimizer`."""
         if isinstance(gradient, tf.IndexedSlices) or self.amsgrad:
             super().update_step(gradient, variable)
             return
-        index = self._index_dict[self._var_key(variable)]
-        rate, beta_1, beta_2, epsilon = (
-            tf.cast(x, variable.dtype) for x in (self.learning_rate, self.beta_1, self.beta_2, self.epsilon)
-        )
-        step = tf.cast(self.iterations + 1, variable.dtype)
+        index, scalars = self._index_dict[self._var_key(variable)], self._shared()
+        rate, *betas_and_epsilon, power_1, power_2 = (tf.cast(x, variable.dtype) for x in scalars[1:])
+        beta_1, beta_2, epsilon = betas_and_epsilon
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].handle,
             v=self._velocities[index].handle,
-            beta1_power=beta_1**step,
-            beta2_power=beta_2**step,
+            beta1_power=power_1,
+            beta2_power=power_2,
             lr=rate,
             beta1=beta_1,
             beta2=beta_2,
             epsilon=epsilon,
             grad=gradient,
         )
+
+    def _shared(self) -> _Scalars:
+        """Computes the scalars once a step and graph: with XLA each variable is updated in a graph of its own."""
+        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        if self._scalars is None or self._scalars.graph is not graph:
+            step = tf.cast(self.iterations + 1, tf.float32)
+            values = (self.learning_rate, self.beta_1, self.beta_2, self.epsilon)
+            rate, beta_1, beta_2, epsilon = (tf.convert_to_tensor(x, tf.float32) for x in values)
+            scalars = _Scalars(graph, rate, beta_1, beta_2, epsilon, beta_1**step, beta_2**step)
+            object.__setattr__(self, "_scalars", scalars)  # past Keras' tracking of what a checkpoint holds
+        return self._scalars
 
 
 def make_optimizer(options: FitOptions) -> tf.keras.optimizers.Optimizer:
