@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# As many workers as cores are to run the tests (make test): more threads would wait for each other.
+for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")
 # Pixels are compared with those of golden files, on whatever processor this is; tests of bfloat16 name it.
 os.environ["ZOO_PRECISION"] = "float32"
 
