@@ -1,6 +1,6 @@
 # make demo   compress and decompress a photograph, and show the two side by side
 # make test   lint and tests
-# make lint   lint alone: style, and which module may import which (the latter from Python 3.10 on)
+# make lint   lint alone: style, container images, and which module may import which (the latter from Python 3.10 on)
 # make docs   pages of all modules, classes and functions, from their docstrings: build/docs/index.html
 # make report   the curve of the README, from the figures in res/eval
 # make jax    an environment for what runs outside TensorFlow (train/pjrt/run.py): .venv-jax; its tests are skipped
@@ -28,6 +28,7 @@ test: lint
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/hadolint res/containers/*.Dockerfile
 	test ! -x $(VENV)/bin/lint-imports || $(VENV)/bin/lint-imports --no-logo --no-cache
 
 # pdoc warns of modules that need Apache Beam, and of types that are imported for type checkers alone.
