@@ -45,6 +45,8 @@ from transforms.starts import least_squares
 CUT_WEIGHT, TAIL_WEIGHT = 1.0, 4.0
 #: Crops that the codec and the classifier take at once.
 BATCH = 16
+#: The least part of the side of a crop that a step looks at: other windows are other images for the tail.
+WINDOW = 0.64
 
 
 class Student(tf.keras.Model):
@@ -99,12 +101,24 @@ class Student(tf.keras.Model):
 
     def train_step(self, data):
         with tf.GradientTape() as tape:
-            figures = self.losses_of(*data)
+            figures = self.losses_of(*random_window(*data))
         self.optimizer.minimize(figures["loss"], self.transform.trainable_variables, tape=tape)
         return self._noted(figures)
 
     def test_step(self, data):
         return self._noted(self.losses_of(*data))
+
+
+def random_window(latents: tf.Tensor, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cuts the same square of random size and place out of y_hat [B, H, W, N] and features [B, 2 H, 2 W, C]."""
+    side = tf.shape(latents)[1]
+    least = tf.cast(tf.math.ceil(WINDOW * tf.cast(side, tf.float32)), tf.int32)
+    size = tf.random.uniform([], least, side + 1, tf.int32)
+    top, left = tf.unstack(tf.random.uniform([2], 0, side - size + 1, tf.int32))
+    return (
+        latents[:, top : top + size, left : left + size],
+        features[:, 2 * top : 2 * (top + size), 2 * left : 2 * (left + size)],
+    )
 
 
 def random_crops(paths: Sequence[str], count: int, size: int, seed: int) -> np.ndarray:

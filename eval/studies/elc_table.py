@@ -134,11 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if classifier.labels != codec.labels:
             raise UserError(f"{args.classifier}: its labels are not those of {path}")
         images, part = open_test(args.labelled, args.size)
-        known = [label.casefold() for label in codec.labels]
-        unknown = [name for name in images.classes if name.casefold() not in known]
+        known = [classifiers.class_key(label) for label in codec.labels]
+        unknown = [name for name in images.classes if classifiers.class_key(name) not in known]
         if unknown:
             raise UserError(f"{args.labelled}: classes that {path} does not know: {', '.join(unknown[:5])}")
-        numbers = np.array([known.index(name.casefold()) for name in images.classes])
+        numbers = np.array([known.index(classifiers.class_key(name)) for name in images.classes])
         crops, labels = images.centre_crops(args.limit)
         among = numbers if len(numbers) < len(known) else ()
         rows = measure(codec, classifier, crops, numbers[labels], among, args.perceptual)

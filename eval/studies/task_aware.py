@@ -25,6 +25,7 @@ from eval.studies import exit_code
 from models.io.errors import UserError
 from models.io.files import atomic_write
 from models.io.images import read_image
+from models.tasks.classifier import class_key
 
 BATCH = 10
 #: The classifier that finds the maps; the judge has no part in it.
@@ -56,7 +57,7 @@ def accuracies(judges: dict, images: np.ndarray, labels: Sequence[str]) -> dict[
         batches = (images[first : first + BATCH].astype(np.float32) for first in range(0, len(images), BATCH))
         answers = np.concatenate([np.argmax(judge(batch), -1) for batch in batches])
         found[name] = float(
-            np.mean([judge.labels[k].casefold() == label.casefold() for k, label in zip(answers, labels)])
+            np.mean([class_key(judge.labels[k]) == class_key(label) for k, label in zip(answers, labels)])
         )
     return found
 

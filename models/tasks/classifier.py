@@ -45,6 +45,11 @@ def cut_channels(architecture: Architecture) -> int:
     return lite.cut_channels(architecture) if isinstance(architecture, str) else architecture[2]
 
 
+def class_key(name: str) -> str:
+    """What two names of a class have in common: case does not matter, and spaces may stand for underscores."""
+    return name.strip().replace(" ", "_").casefold()
+
+
 def checked(architecture: Architecture) -> Architecture:
     """An architecture as it stands in a header, lists as tuples. UserError if there is none such."""
     if isinstance(architecture, str):

@@ -84,3 +84,14 @@ def test_bad_input_is_one_line(flags, says, tiny_elc_weights, folder, classifier
 def test_weights_of_another_model_are_refused(tiny_weights, folder, classifier_file, tmp_path):
     with pytest.raises(SystemExit, match="of elic, not of elc"):
         run(tiny_weights, folder, classifier_file, tmp_path / "new.safetensors")
+
+
+def test_windows_show_the_same_place():
+    latents = np.arange(2 * 10 * 10).reshape(2, 10, 10, 1).astype(np.float32)
+    features = np.kron(latents[..., 0], np.ones([1, 2, 2], np.float32))[..., None]
+    sizes = set()
+    for _ in range(20):
+        y, f = feature_transform.random_window(latents, features)
+        np.testing.assert_array_equal(f[:, ::2, ::2], y)
+        sizes.add(y.shape[1])
+    assert len(sizes) > 1 and min(sizes) >= 7 and max(sizes) <= 10

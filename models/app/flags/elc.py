@@ -159,8 +159,7 @@ def numbers_of(names: Sequence[str], labels: Sequence[str]) -> list[int]:
     UserError if there is no class of a name.
     """
 
-    def key(name: str) -> str:
-        return name.strip().replace(" ", "_").casefold()
+    from models.tasks.classifier import class_key as key
 
     known = [key(label) for label in labels]
     for name in names:
