@@ -410,6 +410,7 @@ def test_files_that_cannot_be_classified(run, tiny_elc, tiny_elc_weights, stages
             "--classifier is for",
         ),
         (("--train_glob", "x", "--perceptual", "imagenet"), "--perceptual is for"),
+        (("--train_glob", "x", "--loss_weights", "perceptual=1"), "--loss_weights is for"),
         (
             ("--train_glob", "x", "--loss_weights", "mse=1"),
             "--loss_weights mse=1: takes NAME=NUMBER, 0 or above, of per",
