@@ -88,9 +88,9 @@ class ElcFlags(base.Flags):
             raise UserError("--stage adversarial: not under --runtime pjrt, which knows no discriminator")
         if args.perceptual and args.stage != "adversarial":
             raise UserError("--perceptual is for --stage adversarial")
+        loss_weights.parse(args.loss_weights, LOSS_WEIGHTS)
         if args.loss_weights and args.stage != "adversarial":
             raise UserError("--loss_weights is for --stage adversarial")
-        loss_weights.parse(args.loss_weights, LOSS_WEIGHTS)
         for name, value in (("--lambda", args.lmbda), ("--lambda_class", args.lambda_class)):
             if value is not None and not 0 < value < np.inf:
                 raise UserError(f"{name} {value:g}: must be positive")
