@@ -39,9 +39,10 @@ from train.labelled import scaled
 from transforms.networks import enhance
 from transforms.starts import least_squares
 
+logger = logging.getLogger(__name__)
+
 #: What the squared errors of activations, in parts of their variances, weigh beside the divergence of the answers in
-#: nats: at the cut, and of the mean over the layers behind it. Without the latter the transform learns the answers to
-#: its training images by heart, with features that are none (res/doc/log/elc.md).
+#: nats: at the cut, and of the mean over the layers behind it (res/doc/log/elc.md).
 CUT_WEIGHT, TAIL_WEIGHT = 1.0, 4.0
 #: Crops that the codec and the classifier take at once.
 BATCH = 16
@@ -125,23 +126,31 @@ def random_crops(paths: Sequence[str], count: int, size: int, seed: int) -> np.n
     """Cuts squares out of images that were scaled down at random, so that the shorter side is `size` to twice `size`.
 
     Returns:
-      uint8 [count, size, size, 3]: the images in turns, each time in another order.
+      uint8 [count, size, size, 3], as many of each image; fewer where images are left out, which a warning counts.
 
     Raises:
-      UserError: an image is damaged, or smaller than `size`.
+      UserError: all images are damaged, or smaller than `size`.
     """
     random = np.random.default_rng(seed)
-    passes = -(-count // len(paths))
-    order = np.concatenate([random.permutation(len(paths)) for _ in range(passes)])[:count]
-    crops = np.empty([count, size, size, 3], np.uint8)
-    for index in tqdm(range(len(paths)), desc="crops", leave=False, disable=None):
-        image = read_image(paths[index])
-        if min(image.shape[:2]) < size:
-            raise UserError(f"{paths[index]}: smaller than {size} pixels")
-        for place in np.flatnonzero(order == index):
+    of_each = -(-count // len(paths))
+    crops, filled, left_out = np.empty([of_each * len(paths), size, size, 3], np.uint8), 0, []
+    for path in tqdm(paths, desc="crops", leave=False, disable=None):
+        try:
+            image = read_image(path)
+            if min(image.shape[:2]) < size:
+                raise UserError(f"{path}: smaller than {size} pixels")
+        except UserError as error:
+            left_out.append(str(error))
+            continue
+        for _ in range(of_each):
             side = int(random.integers(size, min(2 * size, *image.shape[:2]) + 1))
-            crops[place] = random_crop(scaled(image, side), size, random)
-    return crops
+            crops[filled] = random_crop(scaled(image, side), size, random)
+            filled += 1
+    if not filled:
+        raise UserError(left_out[-1])
+    if left_out:
+        logger.warning("%d of %d images are left out. The last: %s", len(left_out), len(paths), left_out[-1])
+    return crops[: min(filled, count)]
 
 
 def precomputed(codec: ELC, classifier: classifiers.Classifier, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -81,6 +81,14 @@ def test_bad_input_is_one_line(flags, says, tiny_elc_weights, folder, classifier
     assert not list(tmp_path.iterdir())
 
 
+def test_damaged_and_small_images_are_left_out(folder, tmp_path, caplog):
+    (tmp_path / "damaged.png").write_bytes((folder / "0.png").read_bytes()[:500])
+    paths = [str(tmp_path / "damaged.png"), str(folder / "0.png"), str(folder / "3.png")]
+    crops = feature_transform.random_crops(paths, 8, 110, 0)
+    assert crops.shape == (3, 110, 110, 3)  # of 0.png alone
+    assert "2 of 3 images are left out" in caplog.text and "3.png: smaller than 110 pixels" in caplog.text
+
+
 def test_weights_of_another_model_are_refused(tiny_weights, folder, classifier_file, tmp_path):
     with pytest.raises(SystemExit, match="of elic, not of elc"):
         run(tiny_weights, folder, classifier_file, tmp_path / "new.safetensors")
