@@ -72,7 +72,7 @@ def test_it_learns(tiny_elc, classifier_file, photograph):
     ("flags", "says"),
     [
         (("--crops", "0"), "--crops 0: must be above 0"),
-        (("--patchsize", "120"), "smaller than 120 pixels"),
+        (("--patchsize", "130"), "smaller than 130 pixels"),
     ],
 )
 def test_bad_input_is_one_line(flags, says, tiny_elc_weights, folder, classifier_file, tmp_path):
