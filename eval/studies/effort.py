@@ -82,7 +82,10 @@ def plot(path: Path, points: Sequence[dict]) -> None:
     axes.plot([p["seconds"] for p in points], [p["bd_rate"] for p in points], "o-", linewidth=2)
     for p in points:
         axes.annotate(f" --effort {p['effort']}", (p["seconds"], p["bd_rate"]), va="bottom")
-    axes.grid(alpha=0.3, which="both")
+    axes.set_xticks([p["seconds"] for p in points], [f"{p['seconds']:.1f}" for p in points])
+    axes.minorticks_off()
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=report.check_plot(path), dpi=100)
     atomic_write(path, buffer.getvalue(), force=True)

@@ -124,7 +124,7 @@ _ZOO = (
         5,
         "ELC: compression for people and for machines (Sha et al.)",
         {"base": Preset("the paper's network", 26.34, 1050), "small": Preset("one that a CPU can train", 2.927, 118.2)},
-        weights="small",
+        weights="small-imagenet",
     ),
 )
 #: The cards of all models, whether imported or not, by name. Models outside the zoo join when they are imported.

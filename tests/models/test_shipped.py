@@ -33,7 +33,10 @@ def test_compresses_and_decompresses(path):
 
 
 def test_the_classifier_is_the_one_of_elc():
-    shipped, elc = classifier.load(weights.SHIPPED / "classifier" / "small.safetensors"), load(weights.default("elc"))
+    shipped, elc = (
+        classifier.load(weights.SHIPPED / "classifier" / "small.safetensors"),
+        load(weights.default("elc", "small")),
+    )
     assert shipped.labels == elc.labels and shipped.architecture == elc.config.classifier
     kernels = [net.predictions.kernel.numpy() for net in (shipped.tail, elc.classifier)]
     np.testing.assert_array_equal(*kernels)
