@@ -145,7 +145,7 @@ class Progress(tf.keras.callbacks.Callback):
         """Says that what comes next takes its time, too."""
         del logs
         self._close()
-        say("calibrates integers and tables, a minute or so ...")
+        say("calibrates integers and tables, some minutes (--calibration 32 takes less) ...")
 
     def _close(self) -> None:
         if self._bar is not None:
