@@ -102,6 +102,15 @@ def imagenet_labels() -> list[str]:
     return [entry[0][1] for entry in decoded]
 
 
+def check_numbers(args: argparse.Namespace, *names: str) -> None:
+    """UserError unless the flags of these names are above 0, and --seed is one."""
+    for name in names:
+        if not getattr(args, name) > 0:
+            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: must be at least 0 and below 2**32")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -127,11 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:
-        for name in ("patchsize", "batchsize", "epochs", "learning_rate"):
-            if not getattr(args, name) > 0:
-                raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
-        if not 0 <= args.seed < 2**32:
-            raise UserError(f"--seed {args.seed}: must be at least 0 and below 2**32")
+        check_numbers(args, "patchsize", "batchsize", "epochs", "learning_rate")
         if not args.labelled and args.init != "imagenet":
             raise UserError("give a folder of classes to train on (without one, only --init imagenet can be written)")
         files.check_target(args.output, args.force)

@@ -12,6 +12,7 @@ classification`, which trains the codec as well. No labels are needed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from models.io.errors import UserError
 from models.io.images import read_image
 from models.tasks import classifier as classifiers
 from train.callbacks import StopOnNaN
+from train.classifier import check_numbers
 from train.crops import HOLD_OUT, random_crop
 from train.data import find_photographs
 from train.fit import user_errors
@@ -65,9 +67,6 @@ class Student(tf.keras.Model):
         self.means = {
             name: tf.keras.metrics.Mean(name=name) for name in ("loss", "divergence", "features", "agreement")
         }
-
-    def call(self, latents, training=False):
-        return self.tail(self.transform(latents))
 
     @property
     def metrics(self):
@@ -190,18 +189,20 @@ def fit(student: Student, train, validation, args) -> dict[str, list[float]]:
     ).history
 
 
-def with_classifier(source, classifier: classifiers.Classifier, transform: tf.keras.layers.Layer) -> tuple[dict, dict]:
-    """Tensors and header of a weights file with another feature transform and classifier; everything else is kept."""
-    tensors, header = weights.read(source)
+def with_classifier(
+    codec: ELC, classifier: classifiers.Classifier, transform: tf.keras.layers.Layer
+) -> tuple[dict, dict]:
+    """Tensors and header of a codec's file with another feature transform and classifier; everything else is kept."""
+    tensors, header = weights.read(codec.path)
     tensors = {n: v for n, v in tensors.items() if not n.startswith(("feature_transform/", "classifier/"))}
     for name, variable in variables_by_path(transform).items():
         tensors[f"feature_transform/{name}"] = variable.numpy().astype(np.float16)
     for name, variable in variables_by_path(classifier.tail).items():
         tensors[f"classifier/{name}"] = variable.numpy().astype(np.float16)
-    config = {**json.loads(header["config"]), "classifier": classifier.architecture}
+    config = dataclasses.replace(codec.config, classifier=classifier.architecture)
     if header["stage"] == "base":
         header["stage"] = "classification"
-    header |= {"config": json.dumps(config), "labels": json.dumps(classifier.labels)}
+    header |= {"config": weights.config_to_json(config), "labels": json.dumps(classifier.labels)}
     return tensors, {**header, "weights_id": weights.fingerprint(tensors).hex()}
 
 
@@ -225,11 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:
-        for name in ("crops", "patchsize", "batchsize", "epochs", "learning_rate"):
-            if not getattr(args, name) > 0:
-                raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
-        if not 0 <= args.seed < 2**32:
-            raise UserError(f"--seed {args.seed}: must be at least 0 and below 2**32")
+        check_numbers(args, "crops", "patchsize", "batchsize", "epochs", "learning_rate")
         files.check_target(args.output, args.force)
         tf.keras.utils.set_random_seed(args.seed)
         weights.check_model(args.weights, "elc")
@@ -246,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         least_squares.begin(transform, *least_squares.regression(*train))
         history = fit(Student(transform, classifier.tail), train, validation, args)
         facts = {f"transform_{name}": f"{history[f'val_{name}'][-1]:.4f}" for name in ("divergence", "agreement")}
-        tensors, header = with_classifier(args.weights, classifier, transform)
+        tensors, header = with_classifier(codec, classifier, transform)
         weights.write(args.output, tensors, {**header, **facts}, force=args.force)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error

@@ -45,8 +45,7 @@ class FusedAdam(tf.keras.optimizers.Adam):
             super().update_step(gradient, variable)
             return
         index, scalars = self._index_dict[self._var_key(variable)], self._shared()
-        rate, *betas_and_epsilon, power_1, power_2 = (tf.cast(x, variable.dtype) for x in scalars[1:])
-        beta_1, beta_2, epsilon = betas_and_epsilon
+        rate, beta_1, beta_2, epsilon, power_1, power_2 = (tf.cast(x, variable.dtype) for x in scalars[1:])
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].handle,

@@ -57,7 +57,6 @@ def measure(codec, images: Sequence[np.ndarray], qualities: Sequence[float], eff
                 "",
                 tuple(bpp(len(data), *image.shape[:2]) for data in row),
                 tuple(psnr(image, codec.decompress(data)) for data in row),
-                tuple(0.0 for _ in row),
             )
             for image, row in zip(images, files)
         ]
