@@ -40,6 +40,8 @@ TEMPLATE = Path(__file__).with_name("page.html")
 #: The previews in the page take no more bytes than this, before base64; the images themselves lie beside the page.
 PREVIEW_BYTES = 15_000_000
 PREVIEW_SIDES = (1024, 768, 512, 384, 256, 128)
+#: Figures that not every run has: memory only on some systems, the others only with `--perceptual`.
+WHERE_KNOWN = ("encode_mb", "decode_mb", *report.PERCEPTUAL)
 COLUMNS = (
     "codec",
     "quality",
@@ -52,7 +54,7 @@ COLUMNS = (
     "ms_ssim",
     "encode_s",
     "decode_s",
-    *report.PERCEPTUAL,
+    *WHERE_KNOWN,
 )
 #: At so many sizes of file images are shown side by side.
 SIZES = 3
@@ -284,12 +286,12 @@ def means(codec: Codec, rows: Sequence[dict[str, Any]]) -> dict[str, list]:
         similar = [row["ms_ssim"] for row in own if not math.isnan(row["ms_ssim"])]
         mean["psnr_of_mean"] = -10 * math.log10(np.mean([10 ** (-row["psnr"] / 10) for row in own]) or math.nan)
         mean["ms_ssim"] = float(np.mean(similar)) if similar else math.nan
-        seen = [key for key in report.PERCEPTUAL if all(key in row for row in own)]
+        seen = [key for key in WHERE_KNOWN if all(key in row for row in own)]
         mean |= {key: float(np.mean([row[key] for row in own])) for key in seen}
         if math.isfinite(mean["psnr"]) and not mean["ms_ssim"] >= 1:
             points.append({"quality": quality, **mean})
     points.sort(key=lambda point: point["bpp"])
-    keys = ("quality", "bpp", "psnr", "psnr_of_mean", "ms_ssim", "encode_s", "decode_s", *report.PERCEPTUAL)
+    keys = ("quality", "bpp", "psnr", "psnr_of_mean", "ms_ssim", "encode_s", "decode_s", *WHERE_KNOWN)
     columns = {key: [point[key] for point in points] for key in keys if all(key in point for point in points)}
     if any(map(math.isnan, columns["ms_ssim"])):
         columns["ms_ssim"] = []

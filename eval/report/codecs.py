@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from eval import classical
+from eval import classical, cost
 from eval.metrics import ms_ssim, psnr
 from eval.perceptual import JUDGE, Judge
 from eval.report import ANCHORS
@@ -24,7 +23,7 @@ from models.io.errors import UserError
 from models.io.images import write_image
 
 #: Part of every key: another number forgets all results, as when a metric changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -161,17 +160,20 @@ class Results:
     def point(self, codec: Codec, image: np.ndarray, quality: float | None) -> dict[str, Any]:
         """Compresses an image at a quality and measures: `num_bytes`, `psnr`, `ms_ssim`, `encode_s` and `decode_s`.
 
-        With a judge also `ssimulacra2` and `feature_distance`.
+        Where the system tells it, also `encode_mb` and `decode_mb`, see `eval.cost.Cost`. With a judge also
+        `ssimulacra2` and `feature_distance`.
         """
 
         def measure(_) -> dict[str, Any]:
             codec.prepare()
-            started = time.perf_counter()
-            data = codec.encode(image, quality)
-            encoded = time.perf_counter()
-            decoded = codec.decode(data)
-            seconds = {"encode_s": encoded - started, "decode_s": time.perf_counter() - encoded}
-            return {**self._figures(image, data, decoded), **seconds}
+            data, encoding = cost.measure(codec.encode, image, quality)
+            decoded, decoding = cost.measure(codec.decode, data)
+            figures = self._figures(image, data, decoded)
+            for step, found in (("encode", encoding), ("decode", decoding)):
+                figures[f"{step}_s"] = found.seconds
+                if found.megabytes is not None:
+                    figures[f"{step}_mb"] = found.megabytes
+            return figures
 
         return self._get({"quality": quality, **codec.settings}, image, measure)
 
