@@ -167,6 +167,21 @@ def precomputed(codec: ELC, classifier: classifiers.Classifier, crops: np.ndarra
     return latents, features
 
 
+def first_transform(
+    codec: ELC, classifier: classifiers.Classifier, latents: np.ndarray, features: np.ndarray
+) -> tf.keras.layers.Layer:
+    """The feature transform to begin with: the codec's if it has one for this classifier, else a new one, the best
+    linear one for y_hat and features as of `precomputed`."""
+    if (codec.labels, codec.config.classifier) == (tuple(classifier.labels), classifier.architecture):
+        logger.warning("%s has a feature transform for this classifier: its training goes on", codec.path)
+        return codec.feature_transform
+    channels = classifiers.cut_channels(classifier.architecture)
+    transform = enhance.feature_transform(codec.config.width, codec.config.transform_width, channels)
+    transform.build(None)
+    least_squares.begin(transform, *least_squares.regression(latents, features))
+    return transform
+
+
 @user_errors()
 def fit(student: Student, train, validation, args) -> dict[str, list[float]]:
     """Trains on y_hat and features as of `precomputed`; leaves the averaged weights. Returns Keras' history.
@@ -236,11 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest = [path for path in paths if path not in set(held_out)] or held_out
         shown = random_crops(rest, args.crops, args.patchsize, args.seed)
         judged = random_crops(held_out, max(1, args.crops // 64), args.patchsize, args.seed + 1)
-        features = classifiers.cut_channels(classifier.architecture)
-        transform = enhance.feature_transform(codec.config.width, codec.config.transform_width, features)
-        transform.build(None)
         train, validation = (precomputed(codec, classifier, crops) for crops in (shown, judged))
-        least_squares.begin(transform, *least_squares.regression(*train))
+        transform = first_transform(codec, classifier, *train)
         history = fit(Student(transform, classifier.tail), train, validation, args)
         facts = {f"transform_{name}": f"{history[f'val_{name}'][-1]:.4f}" for name in ("divergence", "agreement")}
         tensors, header = with_classifier(codec, classifier, transform)

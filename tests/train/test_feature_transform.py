@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from models.codec import load
+from models.codec import load, weights
 from models.tasks.classifier import Classifier
 from train import feature_transform
 
@@ -66,6 +66,20 @@ def test_it_learns(tiny_elc, classifier_file, photograph):
     history = feature_transform.fit(student, data, data, args)
     assert history["val_features"][-1] < 0.8 * history["val_features"][0]
     assert not any(variable is other for variable in student.trainable_variables for other in classifier.tail.variables)
+
+
+def test_it_goes_on_from_a_transform_for_the_same_classifier(tiny_elc, classifier_file, tmp_path, crop, caplog):
+    from models.tasks import classifier as classifiers
+
+    classifier = classifiers.load(classifier_file)
+    data = feature_transform.precomputed(tiny_elc, classifier, crop(64, 64)[None])
+    first = feature_transform.first_transform(tiny_elc, classifier, *data)
+    assert first is not tiny_elc.feature_transform and not caplog.text
+    tensors, header = feature_transform.with_classifier(tiny_elc, classifier, first)
+    weights.write(tmp_path / "c.safetensors", tensors, header)
+    codec = load(tmp_path / "c.safetensors")
+    assert feature_transform.first_transform(codec, classifier, *data) is codec.feature_transform
+    assert "its training goes on" in caplog.text
 
 
 @pytest.mark.parametrize(
